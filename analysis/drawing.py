@@ -1,0 +1,134 @@
+"""What figures share: style, colours, ticks, and a drawing with its numbers that can be shown and saved.
+
+Figures use matplotlib's ``Figure`` and no pyplot, so that they draw the same in a notebook, a command or a thread.
+"""
+
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from sd3_jax import records
+
+WIDTH = 7.0  # inches: the text width of a two-column page
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "pdf.fonttype": 42,  # text stays text
+}
+
+
+class Drawing(NamedTuple):
+    """A figure and every number in it; a notebook shows the figure."""
+
+    figure: Figure
+    numbers: dict[str, Any]
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
+
+
+def save(figure: Figure, numbers: Mapping[str, Any], out_stem: str | Path) -> list[Path]:
+    """Write STEM.png (200 dpi), STEM.pdf and STEM.json, each whole or not at all; the same figure, the same bytes."""
+    stem = Path(out_stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
+        path = stem.with_name(stem.name + suffix)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with matplotlib.rc_context(STYLE):
+                figure.savefig(temporary, format=suffix[1:], **options)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        written.append(path)
+    path = stem.with_name(stem.name + ".json")
+    records.write_atomic(path, json.dumps(jsonable(numbers), indent=1, allow_nan=False) + "\n")
+    return [*written, path]
+
+
+def jsonable(value: Any) -> Any:
+    """Plain Python numbers and containers; nan and inf, which JSON lacks, become null."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sequential_colours(values: Any) -> dict[Any, Any]:
+    """A colour for each value in order, from a sequential map that the colour-blind can read: the largest darkest."""
+    ordered = sorted(values)
+    shades = np.linspace(0.80, 0.0, len(ordered)) if len(ordered) > 1 else [0.3]
+    return {value: matplotlib.colormaps["viridis"](shade) for value, shade in zip(ordered, shades, strict=True)}
+
+
+def plain_log_ticks(axes: Axes, which: str, values: Any, label: Callable[[float], str] | None = None) -> None:
+    """Round numbers, written out (or by ``label``), as the ticks of a logarithmic axis of any range."""
+    low, high = float(np.min(values)), float(np.max(values))
+    if high / low < 8:
+        even = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        ticks = [float(tick) for tick in even if low <= tick <= high]
+    else:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = (1, 2, 5) if high / low < 300 else (1,)
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        ticks = ticks[:: math.ceil(len(ticks) / 8)]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    written = label or plain
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def plain(value: float) -> str:
+    """A number written out.
+
+    >>> plain(2000.0), plain(0.30000000000000004)
+    ('2,000', '0.3')
+    """
+    return f"{round(value, 12):,.10g}"
+
+
+def scientific(value: float) -> str:
+    """Mantissa and power of ten, as mathtext.
+
+    >>> scientific(2e11), scientific(1e12)
+    ('$2\\\\times10^{11}$', '$10^{12}$')
+    """
+    power = math.floor(math.log10(value) + 1e-9)
+    mantissa = f"{value / 10.0**power:.3g}"
+    return f"$10^{{{power}}}$" if mantissa == "1" else f"${mantissa}\\times10^{{{power}}}$"
+
+
+def counted(value: float) -> str:
+    """A count in thousands, millions or billions.
+
+    >>> counted(75648), counted(1952512), counted(8.06e9)
+    ('75.6 k', '1.95 M', '8.06 B')
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size * 0.9995:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"

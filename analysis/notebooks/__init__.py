@@ -1,0 +1,1 @@
+"""Notebooks, shipped as package data: they call ``analysis`` and hold no logic of their own."""

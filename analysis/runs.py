@@ -1,0 +1,234 @@
+"""Run directories -> tidy tables: every validation point, every row of the training loss, the points on a law.
+
+What was read, skipped and left out is said in sentences in ``table.attrs["notes"]``; the resolved configuration
+of each run is in ``table.attrs["configs"]`` and the FLOP budgets at which runs were evaluated in
+``table.attrs["budgets"]``.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sd3_jax import flops, records
+from sd3_jax.config import RunConfig, identity
+from sd3_jax.errors import UserError
+
+LEVELS = 9  # stored losses at t = k / 8, k = 0..8; the validation loss is the mean of k = 0..7
+MEASURED = ("step", "images", "flops", "seconds", "loss")
+VALIDATION = ("loss_se", *(f"loss_t{k}" for k in range(LEVELS)))
+TRAINING = ("grad_norm", "learning_rate", "images_per_second", "mfu")
+
+
+class Found(NamedTuple):
+    """The run directories that will be read, and sentences about those that will not."""
+
+    runs: dict[str, tuple[Path, records.Status, RunConfig]]
+    notes: list[str]
+
+
+def load(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
+    """One row per (run, step, weights): the validation points of the finished runs in a directory.
+
+    Columns: run, depth, width, seed, batch, params, flops_per_image, warmup_steps, last_step, cooldown (whether the
+    run ends in one), status; step, images, flops, seconds, loss, loss_se, loss_t0..loss_t8, weights (raw or ema),
+    phase (warmup, constant, lr_drop or cooldown), learning_rate (as configured). ``unfinished`` also reads the runs
+    that have started but are not done. Points whose loss is not a positive number are dropped and counted.
+
+    Raises UserError if there is no such directory, no run in it, or none that is finished.
+    """
+    found = find(path, unfinished)
+    table, notes, budgets = _read(found, "validation", VALIDATION)
+    if table.empty:
+        raise UserError(f"{path}: {_count(len(found.runs), 'finished run')}, but no validation point in them")
+    table["phase"] = table["phase"].fillna("constant")
+    table = table.drop_duplicates(["run", "step", "weights"], keep="last")
+    table = table.sort_values(["depth", "run", "weights", "step"], ignore_index=True)
+    table.attrs |= {"notes": [*found.notes, *notes], "budgets": budgets}
+    table.attrs["configs"] = {name: config for name, (_, _, config) in found.runs.items()}
+    return table
+
+
+def load_train(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
+    """One row per logged step: the training loss, gradient norm, rate and throughput of the finished runs.
+
+    Raises UserError as :func:`load` does; a run without such rows is no error.
+    """
+    found = find(path, unfinished)
+    table, notes, _ = _read(found, "train", TRAINING)
+    table = table.sort_values(["depth", "run", "step"], ignore_index=True)
+    table.attrs |= {"notes": [*found.notes, *notes]}
+    return table
+
+
+def find(path: str | Path, unfinished: bool = False) -> Found:
+    """The finished runs at or under ``path``, and a sentence for each group of others."""
+    root = Path(path)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such directory of runs")
+    paths = records.find_runs(root)
+    if not paths:
+        raise UserError(f"{root}: holds no run (a run is a directory with a config.json)")
+    groups: dict[str, list[str]] = {"done": [], "started": [], "failed": [], "waiting": []}
+    runs: dict[str, tuple[Path, records.Status, RunConfig]] = {}
+    notes: list[str] = []
+    for run_dir in paths:
+        name, status = run_dir.resolve().name, records.status(run_dir)
+        groups[status].append(name)
+        if status == "done" or (unfinished and status == "started"):
+            try:
+                runs[name] = (run_dir, status, records.load_config(run_dir))
+            except UserError as error:
+                notes.append(f"run left out: {error}.")
+    others = {"started": "not finished", "failed": "failed", "waiting": "not started"}
+    if unfinished:
+        del others["started"]
+    if not runs:
+        states = ", ".join(f"{len(groups[key])} {words}" for key, words in others.items() if groups[key])
+        raise UserError(f"{root}: no finished run among {len(paths)} ({states or 'none readable'})")
+    for key, words in others.items():
+        if groups[key]:
+            notes.append(f"{_count(len(groups[key]), 'run')} {words}, left out: {', '.join(groups[key])}.")
+    return Found(runs, notes)
+
+
+def _read(found: Found, split: str, extra: Sequence[str]) -> tuple[pd.DataFrame, list[str], list[float]]:
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    budgets: set[float] = set()
+    broken = dropped = 0
+    for name, (run_dir, status, config) in found.runs.items():
+        lines, skipped = records.read_rows(run_dir / "metrics.jsonl")
+        broken += skipped
+        described = _describe(name, status, config)
+        kept = 0
+        for line in lines:
+            if line.get("split") != split:
+                continue
+            row: dict[str, Any] = {key: _number(line.get(key)) for key in (*MEASURED, *extra)}
+            if not (row["loss"] > 0 and row["flops"] > 0 and row["images"] > 0 and row["step"] > 0):
+                dropped += 1
+                continue
+            if split == "validation":
+                row |= {"weights": line.get("weights", "raw"), "phase": line.get("phase")}
+                budgets.update(x for x in map(_number, line.get("budgets") or ()) if math.isfinite(x))
+            rows.append(described | row)
+            kept += 1
+        if not kept:
+            notes.append(f"run {name} has no {split} point.")
+    if broken:
+        notes.append(f"{_count(broken, 'line')} of metrics.jsonl cut short or not JSON, skipped.")
+    if dropped:
+        notes.append(f"{_count(dropped, f'{split} point')} without a finite positive loss, dropped.")
+    columns = (*_describe("", "done", RunConfig()), *MEASURED, *extra)
+    columns += ("weights", "phase") if split == "validation" else ()
+    table = pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
+    return table.astype({"step": "int64", "images": "int64"}), notes, sorted(budgets)
+
+
+def _describe(name: str, status: str, config: RunConfig) -> dict[str, Any]:
+    """The columns that are the same for every row of a run."""
+    return {
+        "run": name,
+        "depth": config.model.depth,
+        "width": config.model.width,
+        "seed": config.seed,
+        "batch": config.batch,
+        "params": flops.parameters(config.model).total,
+        "flops_per_image": flops.train_flops(config.model),
+        "warmup_steps": config.optimizer.warmup_steps,
+        "last_step": flops.total_steps(config) if any((config.steps, config.images, config.flops)) else 0,
+        "learning_rate": config.optimizer.learning_rate,
+        "cooldown": config.optimizer.cooldown > 0,
+        "status": status,
+    }
+
+
+def points_on_law(
+    runs: pd.DataFrame,
+    weights: Literal["ema", "raw"] = "ema",
+    skip: float = 0.1,
+    with_zero: bool = True,
+    with_drops: bool = True,
+) -> pd.DataFrame:
+    """The validation points that a law may be fitted to: constant rate, past the beginning.
+
+    ``skip`` is the share of each run's steps that is left out at its beginning, as is the warm-up: there the loss
+    still remembers the initialisation and the warm-up, which no power law describes. Runs that end in a cooldown
+    are left out whole: points of a falling rate are never pooled with points of a constant one. Points after a
+    declared drop of the rate stay (column ``lr_drop``) unless ``with_drops`` is false. ``with_zero = False`` takes
+    the level t = 0 out of the mean: its loss tends to Var(eps) = 1, an eighth of that in the mean, whatever the
+    model (the loss is then the mean over t = k/8, k = 1..7).
+
+    Raises UserError if nothing is left, or if the runs differ in data, flow, model family or validation set.
+    """
+    if not 0 <= skip < 1:
+        raise UserError(f"skip: {skip} is not a share of the steps; valid: 0 <= skip < 1")
+    check_one_study(runs)
+    kept = runs[runs["weights"] == weights]
+    if kept.empty:
+        raise UserError(f"no validation point of the {weights} weights; there are: {_listed(runs['weights'].unique())}")
+    constant = kept[~kept["cooldown"] & kept["phase"].isin(["constant", "lr_drop"])]
+    beginning = np.maximum(constant["warmup_steps"], skip * constant["last_step"])
+    points = constant[constant["step"] >= beginning].copy()
+    points["lr_drop"] = points["phase"] == "lr_drop"
+    if not with_drops:
+        points = points[~points["lr_drop"]]
+    notes = list(runs.attrs.get("notes", []))
+    if not with_zero:
+        points["loss"] = points[[f"loss_t{k}" for k in range(1, LEVELS - 1)]].mean(axis=1, skipna=False)
+        points = points[points["loss"] > 0]
+        notes.append("the loss is the mean over t = k/8, k = 1..7: level 0 left out.")
+    if points.empty:
+        raise UserError(
+            f"no point on the law: of {_count(len(kept), 'validation point')} none has a constant rate "
+            f"past the first {skip:.0%} of its run"
+        )
+    early = len(constant) - int((constant["step"] >= beginning).sum())
+    if early:
+        notes.append(f"{_count(early, 'point')} of the warm-up or the first {skip:.0%} of a run, left out.")
+    if points["lr_drop"].any():
+        notes.append(f"{_count(int(points['lr_drop'].sum()), 'point')} after a declared drop of the rate, kept.")
+    points = points.reset_index(drop=True)
+    points.attrs = runs.attrs | {"notes": notes}
+    return points
+
+
+def cooldown_ends(runs: pd.DataFrame, weights: Literal["ema", "raw"] = "ema") -> pd.DataFrame:
+    """The last point of every run that ends in a cooldown: what annealing gains over the constant rate."""
+    rows = runs[(runs["weights"] == weights) & runs["cooldown"] & (runs["phase"] == "cooldown")]
+    return rows.sort_values("step").groupby("run", as_index=False).last().sort_values("depth", ignore_index=True)
+
+
+def differences(runs: pd.DataFrame) -> list[str]:
+    """The keys of the configuration in which the runs of a table differ, beside depth, seed and cooldown."""
+    configs = runs.attrs.get("configs", {})
+    identities = [identity(configs[name]) for name in runs["run"].unique() if name in configs]
+    own = {"model.depth", "seed", "optimizer.cooldown"}
+    keys = identities[0] if identities else {}
+    return [key for key in keys if key not in own and any(one[key] != identities[0][key] for one in identities)]
+
+
+def check_one_study(runs: pd.DataFrame) -> None:
+    """Raise UserError if the losses of the runs are not comparable: they measure different things."""
+    changed = [key for key in differences(runs) if key.startswith(("model.", "flow.", "data.")) or key in COMPARED]
+    if changed:
+        raise UserError(f"the runs differ in {_listed(changed)}: their losses are not comparable, analyse each alone")
+
+
+COMPARED = ("evaluation.seed", "evaluation.examples")
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _listed(items: Iterable[object]) -> str:
+    return ", ".join(map(str, items)) or "none"

@@ -1,0 +1,1 @@
+"""Experiments: each file returns the configuration of one family of runs from ``get_config()``."""

@@ -1,0 +1,355 @@
+"""The schema of a run: every field, its unit, its default and its range, and the one door into it.
+
+Three ways of writing a configuration meet in :func:`resolve`: an experiment file (a locked
+``ml_collections.ConfigDict``), ``--set key=value`` strings, and a sweep's YAML. Whatever comes in, a
+validated, frozen :class:`RunConfig` comes out, or a :class:`UserError` that names the key, the value and
+what would be valid.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ml_collections
+import yaml
+
+from sd3_jax.errors import UserError
+
+
+def _bounded(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field whose number (or every number of whose tuple) must lie in [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """MM-DiT (paper section 4). One dial: depth d gives width head_dim * d, d heads and MLPs of 4 * width."""
+
+    depth: int = _bounded(15, 1, 1024)
+    head_dim: int = _bounded(64, 4, 1024)
+    mlp_ratio: int = _bounded(4, 1, 64)
+    patch: int = _bounded(2, 1, 64)  # latent pixels on a side of an image token
+    latent_size: int = _bounded(32, 1, 4096)  # latent pixels on a side; 32 for 256 px and f = 8
+    latent_channels: int = _bounded(16, 1, 4096)
+    text_tokens: int = _bounded(154, 1, 4096)  # 77 of CLIP and 77 of T5
+    text_dim: int = _bounded(4096, 1, 65536)
+    pooled_dim: int = _bounded(2048, 1, 65536)
+    time_dim: int = _bounded(256, 2, 65536)  # width of the sinusoidal embedding of t
+    qk_norm: bool = False  # RMSNorm on queries and keys, per head
+
+    @property
+    def width(self) -> int:
+        """Channels of the residual stream, e."""
+        return self.head_dim * self.depth
+
+    @property
+    def heads(self) -> int:
+        """Attention heads, k: as many as blocks."""
+        return self.depth
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one square image, n."""
+        return (self.latent_size // self.patch) ** 2
+
+    @property
+    def patch_dim(self) -> int:
+        """Latent numbers in one image token."""
+        return self.patch**2 * self.latent_channels
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """The rectified-flow objective (paper sections 2 and 3): how t is drawn while training."""
+
+    density: Literal["logit-normal", "uniform"] = "logit-normal"
+    mean: float = _bounded(0.0, -10, 10)  # m of the logit-normal density
+    scale: float = _bounded(1.0, 1e-3, 10)  # s of the logit-normal density
+    shift: float = _bounded(1.0, 1e-2, 100)  # resolution shift alpha; 3 at 1024 px, 1 at 256 px
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Procedural captioned scenes, a pure function of (seed, step, example)."""
+
+    source: Literal["scenes"] = "scenes"
+    image_size: int = _bounded(256, 8, 4096)  # pixels on a side
+    downsample: int = _bounded(8, 1, 64)  # pixels to one latent pixel, f
+    shapes: int = _bounded(8, 2, 8)  # how many of scenes.SHAPES
+    colors: int = _bounded(10, 2, 10)  # how many of scenes.COLORS
+    backgrounds: int = _bounded(4, 1, 4)  # how many of scenes.BACKGROUNDS
+    layout: Literal["grid", "free"] = "free"
+    grid: int = _bounded(3, 2, 16)  # cells on a side, for layout = grid: one object to a cell
+    color_jitter: float = _bounded(12.0, 0, 40)  # of 255, uniform, per channel and object
+    held_out: float = _bounded(0.1, 0, 0.5)  # share of (shape, colour) pairs and of relations never trained on
+    text_parts: int = _bounded(3, 1, 8)  # frozen encoders that are dropped independently
+    text_dropout: float = _bounded(0.464, 0, 1)  # probability for each part; 0.464**3 = 0.1
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW at a constant rate after a warm-up, and the average of the weights that is evaluated."""
+
+    learning_rate: float = _bounded(1e-4, 0, 10)
+    reference_width: int = _bounded(0, 0, 65536)  # 0: one rate for all; else rate * reference_width / width
+    warmup_steps: int = _bounded(1000, 0, 10**9)
+    drops: tuple[tuple[float, ...], ...] = ()  # (step, factor): from that step on the rate is multiplied
+    cooldown: float = _bounded(0.0, 0, 1)  # last share of the run in which the rate falls linearly to zero
+    beta1: float = _bounded(0.9, 0, 1)
+    beta2: float = _bounded(0.999, 0, 1)
+    epsilon: float = _bounded(1e-8, 0, 1)
+    weight_decay: float = _bounded(0.01, 0, 10)
+    clip_norm: float = _bounded(1.0, 0, 1e9)  # global norm of the gradient; 0: no clipping
+    ema: Literal["power", "exponential"] = "power"
+    ema_relative_width: float = _bounded(0.10, 1e-3, 0.28)  # power: width as a share of the images seen
+    ema_decay: float = _bounded(0.99, 0, 1)  # exponential: the paper's 0.99 ...
+    ema_every: int = _bounded(100, 1, 10**9)  # ... every 100 steps
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The fixed validation loss: which examples, and after which steps."""
+
+    seed: int = _bounded(0, 0, 2**32 - 1)
+    examples: int = _bounded(512, 1, 10**7)
+    first_step: int = _bounded(100, 1, 10**9)  # nothing is evaluated before
+    per_decade: int = _bounded(12, 0, 1000)  # log-spaced evaluations per factor of ten in steps
+    every: int = _bounded(0, 0, 10**9)  # and every so many steps (0: not)
+    budgets: tuple[float, ...] = _bounded((), 1, 1e40)  # and at the last step within each FLOP budget
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How a run executes. It may change between the lives of one run without changing what is computed."""
+
+    data: int = _bounded(-1, -1, 10**6)  # devices along the batch; -1: what is left
+    fsdp: int = _bounded(1, 1, 10**6)  # devices that large parameters are split over
+    unroll: int = _bounded(1, 1, 1024)  # blocks per iteration of the scan over depth
+    remat: Literal["none", "block"] = "none"  # block: recompute each block in the backward pass
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matmuls; auto: bfloat16 on accelerators
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. Exactly one of steps, images and flops says how long it is."""
+
+    model: ModelConfig = ModelConfig()
+    flow: FlowConfig = FlowConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvalConfig = EvalConfig()
+    mesh: MeshConfig = MeshConfig()
+    batch: int = _bounded(256, 1, 10**7)  # images a step, over all devices
+    seed: int = _bounded(0, 0, 2**32 - 1)
+    steps: int | None = _bounded(None, 1, 10**10)
+    images: int | None = _bounded(None, 1, 10**15)
+    flops: float | None = _bounded(None, 1, 1e40)  # 3 x forward matmul FLOPs of all images
+    log_every: int = _bounded(50, 1, 10**9)  # steps to a row of the training loss
+    checkpoint_seconds: float = _bounded(300.0, 0, 1e9)  # wall-clock time between checkpoints
+    keep_steps: tuple[int, ...] = _bounded((), 1, 10**10)  # steps whose checkpoint is never deleted
+
+
+LENGTHS = ("steps", "images", "flops")
+# What may differ between two lives of one run; everything else is its identity.
+FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", *LENGTHS)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The schema's defaults as a locked ConfigDict, for an experiment file to change and return."""
+    config = ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
+    for name in LENGTHS:  # a ConfigDict keeps types, and None has none
+        config[name] = ml_collections.config_dict.placeholder(float if name == "flops" else int)
+    return config.lock()
+
+
+def resolve(*overlays: Mapping[str, Any]) -> RunConfig:
+    """The defaults with each overlay laid over them in turn, coerced and validated.
+
+    Keys are dotted (``model.depth``) or nested. A length (steps, images or flops) replaces the length that an
+    earlier overlay gave.
+
+    >>> resolve({"steps": 10}, {"model.depth": "4", "flops": "1e15"}).flops
+    1000000000000000.0
+    """
+    values: dict[str, Any] = {}
+    for overlay in overlays:
+        flat = {key: value for key, value in flatten(overlay) if key not in LENGTHS or value is not None}
+        lengths = [key for key in LENGTHS if key in flat]
+        if len(lengths) > 1:
+            raise UserError(f"{' and '.join(lengths)} are both set: give exactly one of steps, images and flops")
+        if lengths:
+            values = {key: value for key, value in values.items() if key not in LENGTHS}
+        values |= flat
+    config = _build(RunConfig, _nest(values), "")
+    _check(config)
+    return config
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """``["model.depth=4", "seed=1"]`` as an overlay; values are read as YAML scalars or lists."""
+    overlay = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {assignment!r}: expected key=value, for example --set model.depth=4")
+        try:
+            overlay[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {assignment!r}: the value is not a YAML scalar or list") from None
+    return overlay
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What makes two runs the same run: every field but how it executes and how long it is (flat, dotted)."""
+    return {key: value for key, value in flatten(to_dict(config)) if key.partition(".")[0] not in FREE}
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Eight hex digits of the identity: equal for equal runs."""
+    text = json.dumps(identity(config), sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def difference(ours: RunConfig, theirs: RunConfig) -> list[str]:
+    """One line for each field of the identity that differs, ``key: theirs -> ours``."""
+    new, old = identity(ours), identity(theirs)
+    return [f"{key}: {old[key]} -> {new[key]}" for key in new if new[key] != old[key]]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"model": {"depth": 4}}`` as ``("model.depth", 4)``; keys that are dotted already stay so."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{key}: {parent} is both a value and a section")
+        node[leaf] = value
+    return tree
+
+
+def _build(kind: type, tree: Any, path: str) -> Any:
+    """A dataclass from a nested dictionary, every value coerced to its field's type."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{path.rstrip('.')}: {tree!r} is not a section; its keys are {', '.join(_names(kind))}")
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            raise UserError(f"unknown key {path}{key}: {_nearest(path + str(key))}")
+    values = {}
+    for spec in dataclasses.fields(kind):
+        if spec.name not in tree:
+            continue
+        value, name = tree[spec.name], path + spec.name
+        if dataclasses.is_dataclass(hints[spec.name]):
+            values[spec.name] = _build(hints[spec.name], value, name + ".")
+        else:
+            values[spec.name] = _in_range(_coerce(hints[spec.name], value, name), spec, name)
+    return kind(**values)
+
+
+def _names(kind: type) -> list[str]:
+    return [spec.name for spec in dataclasses.fields(kind)]
+
+
+def _nearest(key: str) -> str:
+    valid = [name for name, _ in flatten(to_dict(RunConfig()))]
+    leaf = key.rpartition(".")[2]
+    close = [name for name in valid if name.rpartition(".")[2] == leaf]  # the right name in the wrong section
+    close += difflib.get_close_matches(key, _names(RunConfig), n=1, cutoff=0.7)
+    close += difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"the sections are {', '.join(_names(RunConfig))}"
+
+
+def _coerce(kind: Any, value: Any, name: str) -> Any:
+    """``value`` as ``kind``, without guessing: a bool is no int, and 2.5 is no int; "1e15" is a float."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise UserError(f"{name}: {value!r} is not one of {', '.join(map(str, arguments))}")
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _coerce(arguments[0], value, name)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{name}: {value!r} is not a list")
+        return tuple(_coerce(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise UserError(f"{name}: {value!r} is not true or false")
+    number = None
+    if not isinstance(value, bool) and isinstance(value, int | float | str):
+        try:
+            number = value if isinstance(value, int) else float(value)
+        except ValueError:
+            pass
+    if number is None or not math.isfinite(number):
+        raise UserError(f"{name}: {value!r} is not {'a whole' if kind is int else 'a finite'} number")
+    if kind is int and number != int(number):
+        raise UserError(f"{name}: {value!r} is not a whole number")
+    return kind(number)
+
+
+def _in_range(value: Any, spec: dataclasses.Field, name: str) -> Any:
+    low, high = spec.metadata.get("low", -math.inf), spec.metadata.get("high", math.inf)
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not low <= number <= high:
+            raise UserError(f"{name}: {number} is out of range; valid: {low:,g} to {high:,g}")
+    return value
+
+
+def _check(config: RunConfig) -> None:
+    """What no single field can know."""
+    model, data = config.model, config.data
+    lengths = [key for key in LENGTHS if getattr(config, key) is not None]
+    if len(lengths) != 1:
+        raise UserError("give exactly one of steps, images and flops" + (", not none" if not lengths else ""))
+    if data.image_size % data.downsample:
+        raise UserError(f"data.image_size: {data.image_size} is not a multiple of data.downsample {data.downsample}")
+    if model.latent_size != data.image_size // data.downsample:
+        raise UserError(
+            f"model.latent_size: {model.latent_size} does not fit the data; "
+            f"data.image_size / data.downsample is {data.image_size // data.downsample}"
+        )
+    if model.latent_size % model.patch:
+        raise UserError(f"model.patch: {model.patch} does not divide model.latent_size {model.latent_size}")
+    if model.latent_channels > 3 * data.downsample**2:
+        raise UserError(
+            f"model.latent_channels: {model.latent_channels} is more than a patch of pixels holds, "
+            f"3 * data.downsample**2 = {3 * data.downsample**2}"
+        )
+    if model.width % 4 or model.time_dim % 2:
+        raise UserError(
+            f"model.head_dim: width {model.width} = head_dim * depth must be a multiple of 4 "
+            "(two-dimensional sine-cosine positions), and model.time_dim even"
+        )
+    if data.text_parts > min(model.text_dim, model.pooled_dim):
+        raise UserError(f"data.text_parts: {data.text_parts} parts do not fit model.text_dim or model.pooled_dim")
+    if data.layout == "grid" and (data.image_size % data.grid or data.grid**2 < 4):
+        raise UserError(f"data.grid: {data.grid} cells do not divide {data.image_size} pixels")
+    for drop in config.optimizer.drops:
+        if len(drop) != 2 or drop[0] < 1 or drop[1] <= 0:
+            raise UserError(f"optimizer.drops: {list(drop)} is not [step, factor] with step >= 1 and factor > 0")

@@ -1,0 +1,72 @@
+"""A contact sheet of training scenes: what a model is shown, to be looked at before hours are spent on it."""
+
+import operator
+import os
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sd3_jax.config import RunConfig
+from sd3_jax.data import scenes
+from sd3_jax.errors import UserError
+
+_COLUMNS = 6
+_FORMATS = (".png", ".pdf", ".svg")
+
+
+def contact_sheet(config: RunConfig, number: int, out: Path) -> None:
+    """Draw scenes of the training distribution with their captions, and below each its autoencoding.
+
+    Raises UserError for a setting that scenes cannot be drawn in, and for an unknown picture format.
+    """
+    if out.suffix not in _FORMATS:
+        raise UserError(f"{out}: is not the name of a picture; it ends in one of {', '.join(_FORMATS)}")
+    data, model = config.data, config.model
+    scenes.validate(data, model)
+
+    @jax.jit
+    def sheet(examples: Int[Array, " n"]) -> tuple[scenes.Scene, Float[Array, "n H W 3"], Float[Array, "n H W 3"]]:
+        keys = jax.vmap(lambda example: scenes.example_key(config.seed, scenes.TRAIN, 0, example))(examples)
+        drawn = jax.vmap(lambda key: scenes.draw(key, data))(keys)
+        images = jax.vmap(lambda scene: scenes.render(scene, data))(drawn)
+        latents = scenes.encode(images, data.downsample, model.latent_channels)
+        return drawn, images, scenes.decode(latents, data.downsample)
+
+    drawn, images, kept = jax.device_get(sheet(jnp.arange(number)))
+    captions = [scenes.caption(jax.tree.map(operator.itemgetter(i), drawn)) for i in range(number)]
+    share = 1 - float(np.mean(np.square(images - kept)) / np.var(images))
+    _save(_figure(images, kept, captions, share), out)
+
+
+def _figure(images: np.ndarray, kept: np.ndarray, captions: list[str], share: float) -> Figure:
+    columns = min(_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.5 * columns, 3.5 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    gap = np.ones((max(1, images.shape[1] // 24), *images.shape[2:]))
+    for panel, image, rebuilt, caption in zip(axes.flat, images, kept, captions, strict=False):
+        pair = np.concatenate([image, gap, rebuilt])
+        panel.imshow(np.clip((pair + 1) / 2, 0, 1), interpolation="nearest")
+        panel.set_title(textwrap.fill(caption, 20), fontsize=7)
+    title = f"above: the scene; below: through the linear autoencoder, which keeps {share:.1%} of their variance"
+    figure.suptitle(title, fontsize=8)
+    return figure
+
+
+def _save(figure: Figure, out: Path) -> None:
+    FigureCanvasAgg(figure)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{os.getpid()}.{out.name}")
+    try:
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)

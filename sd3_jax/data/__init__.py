@@ -1,0 +1,1 @@
+"""Where training examples come from: captioned pictures as latents and text embeddings."""

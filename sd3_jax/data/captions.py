@@ -1,0 +1,137 @@
+"""Captions of scenes: six words for the model, a sentence for the reader, and frozen embeddings of the words."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from sd3_jax.config import ModelConfig
+from sd3_jax.data.composition import COLORS, RELATIONS, SHAPES, TASKS, Scene
+
+VOCABULARY = ("", "a", "two", "three", "four", "and", *RELATIONS, *COLORS, *SHAPES)  # 0 is padding
+SLOTS = 6  # count or article, colour, shape, relation or "and", other colour, other shape
+_STATE_DIM = 64  # of word and position vectors inside an encoder
+
+
+def caption_words(scene: Scene) -> Int[Array, "6"]:
+    """What the caption says, as indices in VOCABULARY by slot; 0 where it says nothing."""
+    task = scene.task
+    two = (task == _TWO) | (task == _POSITION) | (task == _COLOR_ATTR)
+    colored = (task == _COLORS) | (task == _COLOR_ATTR)
+    count = jnp.sum(scene.present)
+    return jnp.stack(
+        [
+            jnp.where(task == _COUNTING, _A - 1 + count, _A),
+            jnp.where(colored, _COLOR + scene.color[0], 0),
+            _SHAPE + scene.shape[0],
+            jnp.where(task == _POSITION, _RELATION + scene.relation, jnp.where(two, _AND, 0)),
+            jnp.where(colored & two, _COLOR + scene.color[1], 0),
+            jnp.where(two, _SHAPE + scene.shape[1], 0),
+        ]
+    )
+
+
+def caption(scene: Scene) -> str:
+    """The caption in GenEval's words, "a photo of a red circle and a blue star".
+
+    Read off the scene's six words, so that text and embedding cannot disagree.
+    """
+    return sentence(np.asarray(caption_words(scene)))
+
+
+def sentence(words: np.ndarray) -> str:
+    """Six words as the sentence that they stand for.
+
+    >>> sentence(np.array([VOCABULARY.index(w) for w in ("a", "", "circle", "left of", "", "star")]))
+    'a photo of a circle left of a star'
+    """
+    count, color, shape, joint, other_color, other = (VOCABULARY[word] for word in words)
+    plural = shape + ("es" if shape.endswith("s") else "s")
+    phrase = _noun(color, shape) if count == "a" else f"{count} {plural}"
+    return f"a photo of {phrase}" + (f" {joint} {_noun(other_color, other)}" if other else "")
+
+
+def _noun(color: str, shape: str) -> str:
+    phrase = f"{color} {shape}".strip()
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def embed_captions(
+    words: Int[Array, "b 6"], dropped: Bool[Array, "b parts"], model: ModelConfig, parts: int
+) -> tuple[Float[Array, "b m text_dim"], Float[Array, "b pooled_dim"]]:
+    """Frozen token states and pooled states of captions; a dropped part's channels are zero.
+
+    The channels are cut into ``parts`` nearly equal slices (as by ``numpy.array_split``), each the output of one
+    encoder of fixed random weights. A token's state is ``sin(R (w + p))`` of its word's and its slot's vectors, so
+    it tells both (MM-DiT gives text no positions); the pooled state is a random projection of all six (slot, word)
+    pairs. Both have variance one, nearly. Padding has states too, and nothing is masked.
+    """
+    slots = jnp.arange(SLOTS)
+    tokens = jnp.asarray(_word_states(model.text_dim, parts))[slots, words]
+    padding = jnp.asarray(_padding_states(model.text_tokens, model.text_dim, parts))
+    tokens = jnp.concatenate([tokens, jnp.broadcast_to(padding, (len(words), *padding.shape))], axis=1)
+    pooled = jnp.asarray(_pooled_states(model.pooled_dim, parts))[slots, words].sum(1)
+    kept = 1.0 - dropped
+    return (
+        tokens * kept[:, None, _part_of(model.text_dim, parts)],
+        pooled * kept[:, _part_of(model.pooled_dim, parts)],
+    )
+
+
+def unconditional(model: ModelConfig, b: int) -> tuple[Float[Array, "b m text_dim"], Float[Array, "b pooled_dim"]]:
+    """The embedding of no caption: all parts dropped."""
+    return jnp.zeros((b, model.text_tokens, model.text_dim)), jnp.zeros((b, model.pooled_dim))
+
+
+_TWO, _COUNTING, _COLORS, _POSITION, _COLOR_ATTR = range(1, len(TASKS))
+_A, _AND, _RELATION, _COLOR, _SHAPE = map(VOCABULARY.index, ("a", "and", RELATIONS[0], COLORS[0], SHAPES[0]))
+
+
+def _part_of(channels: int, parts: int) -> np.ndarray:
+    """The part that each channel belongs to.
+
+    >>> _part_of(7, 3)
+    array([0, 0, 0, 1, 1, 2, 2])
+    """
+    return np.repeat(np.arange(parts), [len(piece) for piece in np.array_split(np.arange(channels), parts)])
+
+
+@functools.lru_cache
+def _word_states(text_dim: int, parts: int) -> np.ndarray:
+    """The state of every word in every slot, [6, words, text_dim]."""
+    return _states(np.arange(len(VOCABULARY)), np.arange(SLOTS)[:, None], text_dim, parts)
+
+
+@functools.lru_cache
+def _padding_states(text_tokens: int, text_dim: int, parts: int) -> np.ndarray:
+    """The states of the slots past the caption's, [text_tokens - 6, text_dim]."""
+    return _states(np.array(0), np.arange(SLOTS, text_tokens), text_dim, parts)
+
+
+def _states(words: np.ndarray, slots: np.ndarray, text_dim: int, parts: int) -> np.ndarray:
+    columns = []
+    for part, piece in enumerate(np.array_split(np.arange(text_dim), parts)):
+        weights = _encoder(part, "tokens")
+        word_vectors = weights.standard_normal((len(VOCABULARY), _STATE_DIM))
+        mixing = weights.standard_normal((_STATE_DIM, len(piece))) / np.sqrt(2 * _STATE_DIM)
+        slot_vectors = weights.standard_normal((max(SLOTS, slots.max(initial=0) + 1), _STATE_DIM))
+        columns.append(np.sin((word_vectors[words] + slot_vectors[slots]) @ mixing))
+    # The mixed vectors have variance 1 each, and the sine of such a Gaussian has variance (1 - exp(-2)) / 2.
+    return (np.concatenate(columns, axis=-1) / np.sqrt((1 - np.exp(-2)) / 2)).astype(np.float32)
+
+
+@functools.lru_cache
+def _pooled_states(pooled_dim: int, parts: int) -> np.ndarray:
+    """What each word in each slot adds to the pooled state, [6, words, pooled_dim]."""
+    pieces = np.array_split(np.arange(pooled_dim), parts)
+    columns = [
+        _encoder(part, "pooled").standard_normal((SLOTS, len(VOCABULARY), len(piece)))
+        for part, piece in enumerate(pieces)
+    ]
+    return (np.concatenate(columns, axis=-1) / np.sqrt(SLOTS)).astype(np.float32)
+
+
+def _encoder(part: int, output: str) -> np.random.RandomState:
+    """The source of one encoder's weights, the same in every run: the stream that NumPy never changes (NEP 19)."""
+    return np.random.RandomState([part, ("tokens", "pooled").index(output)])

@@ -1,0 +1,105 @@
+"""Procedural scenes, the embedded default: captioned pictures that are a pure function of (seed, step, example).
+
+Drawn, rendered and encoded on the device as part of the compiled step; endless, so that every run is one epoch.
+``composition`` says what is in a scene, ``rendering`` what it looks like, ``captions`` what is said about it, and
+``autoencoder`` turns it into latents.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int, Key
+
+from sd3_jax.config import DataConfig, ModelConfig
+from sd3_jax.data.autoencoder import decode, encode
+from sd3_jax.data.captions import SLOTS, VOCABULARY, caption, caption_words, embed_captions, unconditional
+from sd3_jax.data.composition import (
+    BACKGROUNDS,
+    COLORS,
+    MAX_OBJECTS,
+    RELATIONS,
+    SHAPES,
+    TASKS,
+    Scene,
+    Split,
+    draw,
+)
+from sd3_jax.data.rendering import render
+from sd3_jax.errors import UserError
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLORS",
+    "EVALUATION",
+    "MAX_OBJECTS",
+    "RELATIONS",
+    "SHAPES",
+    "TASKS",
+    "TRAIN",
+    "VALIDATION",
+    "VOCABULARY",
+    "Batch",
+    "Scene",
+    "Split",
+    "batch",
+    "caption",
+    "caption_words",
+    "decode",
+    "draw",
+    "embed_captions",
+    "encode",
+    "example_key",
+    "render",
+    "unconditional",
+    "validate",
+]
+
+_LEAST_CELL = 6  # pixels: five for the shape and one to the next
+_LEAST_FREE = 32  # pixels: the smallest object is seven across
+
+# Domains of randomness: what is trained on, validated on and evaluated on never shares a key.
+TRAIN, VALIDATION, EVALUATION = range(3)
+
+
+class Batch(NamedTuple):
+    """Training examples: latents, and the token states and pooled states of their captions."""
+
+    x0: Float[Array, "b h w c"]
+    tokens: Float[Array, "b m text_dim"]
+    pooled: Float[Array, "b pooled_dim"]
+
+
+def example_key(
+    seed: int | Int[Array, ""], domain: int, step: int | Int[Array, ""], example: int | Int[Array, ""]
+) -> Key[Array, ""]:
+    """The key of one example, ``fold_in(seed, domain, step, example)``: no batch, mesh or host in it."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    for number in (domain, step, example):
+        key = jax.random.fold_in(key, number)
+    return key
+
+
+def batch(keys: Key[Array, "b"], data: DataConfig, model: ModelConfig, dropout: float) -> Batch:
+    """One example of the training distribution for each key.
+
+    Each part of the text embedding is dropped independently with probability ``dropout``; 0 for validation.
+    """
+    split = jax.vmap(jax.random.split)(keys)
+    scenes = jax.vmap(lambda key: draw(key, data))(split[:, 0])
+    images = jax.vmap(lambda scene: render(scene, data))(scenes)
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout, (data.text_parts,)))(split[:, 1])
+    tokens, pooled = embed_captions(jax.vmap(caption_words)(scenes), dropped, model, data.text_parts)
+    return Batch(encode(images, data.downsample, model.latent_channels), tokens, pooled)
+
+
+def validate(data: DataConfig, model: ModelConfig) -> None:
+    """Raise UserError where scenes cannot be drawn or said in this setting."""
+    if model.text_tokens < SLOTS:
+        raise UserError(f"model.text_tokens: {model.text_tokens} is too few for a caption; at least {SLOTS}")
+    if data.layout == "grid" and data.image_size < _LEAST_CELL * data.grid:
+        raise UserError(
+            f"data.grid: cells of {data.image_size / data.grid:g} pixels are too small to draw in; "
+            f"at most {data.image_size // _LEAST_CELL} cells on a side at data.image_size {data.image_size}"
+        )
+    if data.layout == "free" and data.image_size < _LEAST_FREE:
+        raise UserError(f"data.image_size: {data.image_size} is too small for layout free; at least {_LEAST_FREE}")

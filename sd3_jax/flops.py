@@ -1,0 +1,116 @@
+"""Parameters and FLOPs of MM-DiT in closed form; budgets; device peaks.
+
+A multiply-add is 2 FLOPs. Norms, softmax, GELU, modulation and gates (about 1 %) are not counted. Training
+costs C = 3F, F the forward FLOPs of an image: never 6ND, which overstates a two-stream model 2.8 to 2.9
+times, and never recomputation. The last block's unused text queries are counted, by convention.
+"""
+
+from typing import NamedTuple
+
+from sd3_jax.config import ModelConfig, RunConfig
+from sd3_jax.errors import UserError
+
+# Dense bf16 peak, FLOP/s of one device as JAX counts devices (vendors' data sheets).
+PEAK_FLOPS = {
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+class Parts(NamedTuple):
+    """Parameters, or FLOPs of one image, by part of the model."""
+
+    streams: int  # queries, keys, values, outputs and MLPs of both streams
+    modulation: int  # adaLN: once an image, not once a token
+    attention: int  # QK^T and AV; no parameters but the QK-norm gains
+    ends: int  # patch, text, time and pooled embedders, final layer
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def parameters(model: ModelConfig) -> Parts:
+    """Trainable parameters, by part. The sine-cosine table is not one.
+
+    >>> parameters(ModelConfig(depth=24)).total
+    2028328000
+    """
+    e, ratio, d = model.width, model.mlp_ratio, model.depth
+    qkv, out = 3 * (e * e + e), e * e + e
+    mlp = 2 * ratio * e * e + (ratio + 1) * e
+    streams = (2 * d - 1) * (qkv + out + mlp) + qkv  # the last text stream stops after its keys and values
+    modulation = (2 * d - 1) * (6 * e * e + 6 * e) + (2 * e * e + 2 * e) + (2 * e * e + 2 * e)
+    gains = d * 4 * model.head_dim if model.qk_norm else 0
+    ends = (
+        (model.patch_dim * e + e)
+        + (model.text_dim * e + e)
+        + (model.time_dim * e + e + e * e + e)
+        + (model.pooled_dim * e + e + e * e + e)
+        + (e * model.patch_dim + model.patch_dim)
+    )
+    return Parts(streams, modulation, gains, ends)
+
+
+def forward_flops(model: ModelConfig) -> Parts:
+    """Forward matmul FLOPs of one image, F, by part.
+
+    >>> forward_flops(ModelConfig(depth=15)).total
+    144766264320
+    """
+    e, d = model.width, model.depth
+    n, m = model.image_tokens, model.text_tokens
+    per_token = 2 * (4 + 2 * model.mlp_ratio) * e * e
+    streams = d * per_token * n + (d - 1) * per_token * m + 2 * 3 * e * e * m
+    modulation = 2 * ((2 * d - 1) * 6 + 2 + 2) * e * e
+    attention = d * 4 * (n + m) ** 2 * e
+    ends = 2 * e * (2 * model.patch_dim * n + model.text_dim * m + model.time_dim + model.pooled_dim + 2 * e)
+    return Parts(streams, modulation, attention, ends)
+
+
+def train_flops(model: ModelConfig) -> int:
+    """Training FLOPs of one image, 3F: the unit of every budget, every axis and MFU."""
+    return 3 * forward_flops(model).total
+
+
+def exact_train_flops(model: ModelConfig) -> int:
+    """3F less what backpropagation skips: gradients with respect to the inputs (0.05 to 0.3 %)."""
+    e = model.width
+    inputs = model.patch_dim * model.image_tokens + model.text_dim * model.text_tokens
+    return train_flops(model) - 2 * e * (inputs + model.time_dim + model.pooled_dim)
+
+
+def total_steps(config: RunConfig) -> int:
+    """The steps of a run: as given, or as many as fit within its images or FLOPs.
+
+    Raises UserError for a budget below one step.
+    """
+    if config.steps is not None:
+        return config.steps
+    if config.images is not None:
+        steps, unit, cost, given = config.images // config.batch, "images", config.batch, config.images
+    else:
+        assert config.flops is not None
+        cost = config.batch * train_flops(config.model)
+        steps, unit, given = steps_within(config, config.flops), "flops", config.flops
+    if steps < 1:
+        raise UserError(f"{unit}: {given:g} is too small for one step of batch {config.batch}, which takes {cost:.3g}")
+    return steps
+
+
+def steps_within(config: RunConfig, budget: float) -> int:
+    """The last step at which a run has spent no more than ``budget`` training FLOPs."""
+    return int(budget // (config.batch * train_flops(config.model)))
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bf16 peak of one device, FLOP/s; None where we do not know it."""
+    return PEAK_FLOPS.get(device_kind)

@@ -1,0 +1,1 @@
+"""Networks in Flax Linen: from noisy latents, time and text to a velocity."""

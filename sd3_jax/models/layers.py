@@ -1,0 +1,102 @@
+"""Parts of a diffusion transformer: patches, positions, embedders, modulation, attention, MLP."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class Dense(nn.Module):
+    """A linear layer over the last axis, as one two-dimensional matmul (XLA's CPU code for it is the faster)."""
+
+    features: int
+    dtype: Any
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        return (rows @ kernel.astype(self.dtype) + bias.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+
+
+class MLP(nn.Module):
+    """Linear, activation, linear."""
+
+    hidden: int
+    features: int
+    activation: Any
+    dtype: Any
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        x = self.activation(Dense(self.hidden, self.dtype, self.kernel_init, name="first")(x))
+        return Dense(self.features, self.dtype, self.kernel_init, name="second")(x)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), times a learned gain, over the last axis; computed in float32."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... i"]:
+        gain = self.param("gain", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + 1e-6) * gain).astype(x.dtype)
+
+
+def modulated_norm(
+    x: Float[Array, "b s e"], shift: Float[Array, "b e"], scale: Float[Array, "b e"]
+) -> Float[Array, "b s e"]:
+    """adaLN: LayerNorm without learned parameters (float32), then x (1 + scale) + shift."""
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x32 - mean), axis=-1, keepdims=True)
+    normal = ((x32 - mean) * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
+    return normal * (1 + scale[:, None]) + shift[:, None]
+
+
+def attention(
+    q: Float[Array, "b s k d"], k: Float[Array, "b s k d"], v: Float[Array, "b s k d"]
+) -> Float[Array, "b s k d"]:
+    """softmax(q k^T / sqrt(d)) v over all tokens, no mask; cuDNN's kernel on GPU where it can (16-bit, head_dim % 8)."""
+    on_gpu = jax.default_backend() == "gpu"
+    cudnn = on_gpu and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn else "xla")
+
+
+def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n p"]:
+    """Latent pixels into tokens, row by row; within a token (row, column, channel)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, (h // patch) * (w // patch), patch * patch * c)
+
+
+def unpatchify(tokens: Float[Array, "b n p"], patch: int, height: int, width: int) -> Float[Array, "b h w c"]:
+    """The inverse of :func:`patchify`, for a latent of ``height`` x ``width``."""
+    b, rows, columns = tokens.shape[0], height // patch, width // patch
+    x = tokens.reshape(b, rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, height, width, -1)
+
+
+def positions(rows: int, columns: int, width: int) -> np.ndarray:
+    """Fixed two-dimensional sine-cosine table [rows * columns, width], float32.
+
+    Half the channels encode the column, half the row; in each half sin then cos, frequencies 10000^(-i/(width/4)),
+    computed in float64 (the released code's order).
+    """
+    omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    angles = [np.outer(axis.ravel(), omega) for axis in (column, row)]
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+
+def sinusoid(t: Float[Array, " b"], dim: int) -> Float[Array, "b dim"]:
+    """cos then sin of 1000 t at frequencies 10000^(-i/(dim/2)), float32."""
+    omega = jnp.exp(-np.log(10000.0) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
+    angles = 1000 * t.astype(jnp.float32)[:, None] * omega
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

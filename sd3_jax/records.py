@@ -1,0 +1,159 @@
+"""The run directory: all that passes between training and analysis.
+
+::
+
+    config.json     the resolved RunConfig
+    lives.jsonl     one line per start: versions, device, mesh, plan (steps, images, flops), step resumed from
+    metrics.jsonl   one line per measurement, split "train" or "validation"
+    checkpoints/    Orbax
+    DONE | FAILED   DONE: what was planned and spent, as JSON; FAILED: why, in one line
+
+Rows are written whole, one to a line, by process 0; a line cut short by a crash is skipped by readers and
+counted. Whole files are replaced, never edited.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from sd3_jax import config as configs
+from sd3_jax.config import RunConfig
+from sd3_jax.errors import UserError
+
+Status = Literal["waiting", "started", "done", "failed"]
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` so that a reader, or a crash, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one row. Numbers that JSON lacks (nan, inf) become null."""
+    line = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
+    with open(path, "ab+") as file:
+        if file.tell():  # a crash may have left half a line: start on a fresh one
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode() + b"\n")
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """All whole rows of a JSONL file, and how many lines were not one. A missing file has none."""
+    rows, skipped = [], 0
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            elif line.strip():
+                skipped += 1
+    return rows, skipped
+
+
+def check_run(run_dir: Path, config: RunConfig) -> None:
+    """Raises UserError where :func:`open_run` would; writes nothing."""
+    # Looked at first: config.json may appear meanwhile, and its temporary file, which is hidden, before it.
+    names = [path.name for path in run_dir.iterdir() if path.name[0] != "."] if run_dir.exists() else []
+    if (run_dir / "config.json").exists():
+        old = load_config(run_dir)
+        changes = configs.difference(config, old)
+        if changes:
+            raise UserError(f"{run_dir}: holds another run ({'; '.join(changes)}): choose another directory")
+        if config.optimizer.cooldown and _lengths(old) != _lengths(config):
+            raise UserError(f"{run_dir}: a run with a cooldown cannot change its length")
+    elif names:
+        raise UserError(f"{run_dir}: is not a run directory and not empty: choose another")
+
+
+def open_run(run_dir: Path, config: RunConfig) -> None:
+    """Make the directory, or check that it holds this very run, which may be made longer.
+
+    Raises UserError if the directory belongs to a run of another identity, or if a run whose rate has begun to
+    cool down would change its length.
+    """
+    check_run(run_dir, config)
+    if (run_dir / "config.json").exists() and _lengths(load_config(run_dir)) != _lengths(config):
+        (run_dir / "DONE").unlink(missing_ok=True)
+    write_atomic(run_dir / "config.json", json.dumps(configs.to_dict(config), indent=1) + "\n")
+
+
+def load_config(run_dir: Path) -> RunConfig:
+    """The configuration of a run. Raises UserError if there is none, or if it is not one of ours."""
+    path = run_dir / "config.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{run_dir}: not a run directory (it has no config.json)") from None
+    except json.JSONDecodeError:
+        raise UserError(f"{path}: is not JSON") from None
+    try:
+        return configs.resolve(tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def cut_after(run_dir: Path, step: int) -> None:
+    """Drop the rows past ``step``, which a resumed run will write anew: a file never holds two histories."""
+    for name in ("metrics.jsonl", "evals.jsonl"):
+        path = run_dir / name
+        if path.exists():
+            rows, _ = read_rows(path)
+            write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+
+
+def finish(run_dir: Path, summary: Mapping[str, Any]) -> None:
+    """Mark the run as done."""
+    (run_dir / "FAILED").unlink(missing_ok=True)
+    write_atomic(run_dir / "DONE", json.dumps(dict(summary)) + "\n")
+
+
+def fail(run_dir: Path, why: str) -> None:
+    """Mark the run as failed, saying why in one line."""
+    write_atomic(run_dir / "FAILED", " ".join(why.split()) + "\n")
+
+
+def status(run_dir: Path) -> Status:
+    """Where a run stands; ``waiting`` if it was never started."""
+    if (run_dir / "DONE").exists():
+        return "done"
+    if (run_dir / "FAILED").exists():
+        return "failed"
+    return "started" if (run_dir / "lives.jsonl").exists() else "waiting"
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Every run directory at or under ``root``, sorted by name."""
+    if (root / "config.json").exists():
+        return [root]
+    return sorted(path.parent for path in root.glob("*/config.json"))
+
+
+def last_row(rows: Iterable[dict[str, Any]], split: str) -> dict[str, Any] | None:
+    """The newest row of a split."""
+    return max((row for row in rows if row.get("split") == split), key=lambda row: row["step"], default=None)
+
+
+def _lengths(config: RunConfig) -> list[Any]:
+    return [getattr(config, name) for name in configs.LENGTHS]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

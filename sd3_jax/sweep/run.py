@@ -1,0 +1,330 @@
+"""Running a sweep: one process per cell, as many at once as there are workers, until every cell is settled.
+
+A cell is settled by its run directory alone: done cells are skipped, interrupted ones resume, failed ones are
+listed and left. Whoever runs a cell holds the lock of its directory, so that any number of ``sweep run`` commands
+may share a sweep; each waits for the cells that another one runs.
+"""
+
+import glob
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from sd3_jax import platform, records
+from sd3_jax.errors import UserError
+from sd3_jax.sweep.plan import plan, speed
+from sd3_jax.sweep.spec import Cell
+from sd3_jax.sweep.status import CellState, hold, is_held, read_state
+
+Command = Callable[[Path, Path | None], list[str]]  # (run directory, parent's directory) -> argv
+_GRACE_SECONDS = 15.0  # between asking a cell to stop and stopping it
+
+
+@dataclass
+class _Child:
+    """A cell that this process runs."""
+
+    cell: Cell
+    process: subprocess.Popen
+    slot: int
+    began: float
+    log_start: int  # where in log.txt this life begins
+
+
+@dataclass
+class _Book:
+    """What this command has tried, and how it went where the run directory does not say."""
+
+    running: dict[str, _Child] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
+    why: dict[str, str] = field(default_factory=dict)
+
+
+def train_command(run_dir: Path, parent: Path | None) -> list[str]:
+    """The command that runs or resumes the cell of a run directory."""
+    branch = ["--branch-from", str(parent)] if parent else []
+    return [sys.executable, "-m", "sd3_jax.cli", "train", str(run_dir / "config.json"), "--run", str(run_dir), *branch]
+
+
+def prepare(cells: Sequence[Cell], runs_dir: Path) -> None:
+    """Write every cell's config.json, once all of them are known to fit what their directories hold.
+
+    Raises UserError, having written nothing, if one does not.
+    """
+    for cell in cells:
+        records.check_run(runs_dir / cell.name, cell.config)
+    for cell in cells:
+        run_dir = runs_dir / cell.name
+        if not is_held(run_dir):
+            records.open_run(run_dir, cell.config)
+        elif records.load_config(run_dir) != cell.config:
+            raise UserError(f"{run_dir}: is running now, with another length or mesh: wait for it, or stop it")
+
+
+def run(
+    cells: Sequence[Cell],
+    runs_dir: Path,
+    console: Console,
+    workers: int | None = None,
+    command: Command = train_command,
+) -> list[CellState]:
+    """Bring every cell to its end and return the states. KeyboardInterrupt stops the cells, to be resumed later.
+
+    Raises UserError, before anything runs, if a run directory holds something else.
+    """
+    prepare(cells, runs_dir)
+    open_cells = sum(state.state not in ("done", "failed") for state in _states(cells, runs_dir))
+    slots = _slots(default_workers(open_cells) if workers is None else workers, runs_dir)
+    book = _Book()
+    cells = _by_priority(cells)
+    with _stoppable(), _progress(console, cells, runs_dir) as report:
+        try:
+            while _advance(cells, runs_dir, slots, command, book, console) or book.running:
+                report(book)
+                time.sleep(0.2)
+        finally:
+            _stop(book)
+    return [_explained(state, book) for state in _states(sorted(cells, key=lambda cell: cell.name), runs_dir)]
+
+
+def retry(
+    cells: Sequence[Cell],
+    runs_dir: Path,
+    console: Console,
+    workers: int | None = None,
+    command: Command = train_command,
+) -> list[CellState]:
+    """Run the failed cells again, and the branches that waited for them; the arguments are those of :func:`run`."""
+    prepare(cells, runs_dir)
+    failed = {cell.name for cell in cells if records.status(runs_dir / cell.name) == "failed"}
+    for name in failed:
+        (runs_dir / name / "FAILED").unlink(missing_ok=True)
+    return run(
+        [cell for cell in cells if cell.name in failed or cell.parent in failed], runs_dir, console, workers, command
+    )
+
+
+def default_workers(cells: int, environ: Mapping[str, str] = os.environ) -> int:
+    """One on an accelerator; on CPU one per core, but no more than there are cells to run."""
+    return 1 if platform.has_accelerator(dict(environ)) else max(1, min(len(platform.cores()), cells))
+
+
+def _advance(
+    cells: Sequence[Cell], runs_dir: Path, slots: list[dict[str, str]], command: Command, book: _Book, console: Console
+) -> bool:
+    """Reap what has ended, start what can start; whether there is anything to come back for."""
+    for name, child in list(book.running.items()):
+        if child.process.poll() is not None:
+            del book.running[name]
+            _settle(child, runs_dir, book)
+            _announce(child, runs_dir, book, console)
+    waiting = False
+    free = [slot for slot in range(len(slots)) if slot not in {child.slot for child in book.running.values()}]
+    names = {cell.name for cell in cells}
+    for cell in cells:
+        if cell.name in book.tried or records.status(runs_dir / cell.name) in ("done", "failed"):
+            continue
+        parent = runs_dir / cell.parent if cell.parent else None
+        if parent and records.status(parent) != "done":
+            over = cell.parent not in book.running and (cell.parent in book.tried or cell.parent not in names)
+            lost = records.status(parent) == "failed" or (over and not is_held(parent))
+            waiting |= not lost
+            if lost:
+                book.why[cell.name] = f"its parent {cell.parent} did not finish"
+            continue
+        waiting = True
+        if not free or is_held(runs_dir / cell.name):
+            continue
+        started = _start(cell, runs_dir, slots[free[0]], command(runs_dir / cell.name, parent), free[0])
+        if started:
+            free.pop(0)
+            book.tried.add(cell.name)
+            book.running[cell.name] = started
+    return waiting
+
+
+def _start(cell: Cell, runs_dir: Path, environ: dict[str, str], argv: list[str], slot: int) -> _Child | None:
+    """Start a cell in a process group of its own, under its lock; None if another process was faster."""
+    run_dir = runs_dir / cell.name
+    lock = hold(run_dir)
+    if lock is None:
+        return None
+    try:
+        if records.status(run_dir) in ("done", "failed"):  # by another process, since we looked
+            return None
+        with open(run_dir / "log.txt", "ab") as log:
+            log_start = log.tell()
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environ, "SD3_JAX_LOCKED": str(run_dir.resolve())},
+                pass_fds=[lock],  # the lock lives as long as the cell, even if this process is killed
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the cells
+            )
+    finally:
+        os.close(lock)
+    return _Child(cell, process, slot, time.monotonic(), log_start)
+
+
+def _settle(child: _Child, runs_dir: Path, book: _Book) -> None:
+    """Say why a cell that ended is not done. A cell that was killed may resume; one that gave up has failed."""
+    run_dir, code = runs_dir / child.cell.name, child.process.returncode
+    if records.status(run_dir) in ("done", "failed"):
+        return
+    if code < 0:
+        book.why[child.cell.name] = f"killed by {signal.Signals(-code).name}"
+    elif code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        book.why[child.cell.name] = "stopped"
+    else:
+        why = _reason(run_dir / "log.txt", child.log_start) or f"exit status {code}"
+        book.why[child.cell.name] = why
+        with suppress(OSError):  # the reason may be a full disk; the table still says it
+            records.fail(run_dir, why)
+
+
+def _stop(book: _Book) -> None:
+    """Ask the cells that still run to end; insist after a while."""
+    for request in (signal.SIGTERM, signal.SIGKILL):
+        for child in book.running.values():
+            if child.process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, request)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < deadline and any(child.process.poll() is None for child in book.running.values()):
+            time.sleep(0.05)
+
+
+def _by_priority(cells: Sequence[Cell]) -> list[Cell]:
+    """The longest first, a parent counting for its longest branch too: so the last to end are the short ones."""
+    cost = {cell.name: float(cell.flops) for cell in plan(cells, speed()).cells}
+    branches = {cell.parent: max(cost[other.name] for other in cells if other.parent == cell.parent) for cell in cells}
+    return sorted(cells, key=lambda cell: -(cost[cell.name] + branches.get(cell.name, 0.0)))
+
+
+def _slots(workers: int, runs_dir: Path) -> list[dict[str, str]]:
+    """The environment of each worker: its share of the cores, or of the GPUs, and the cache that all share."""
+    if workers < 1:
+        raise UserError(f"--workers: {workers} is not a number of workers")
+    common = {}
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        common["JAX_COMPILATION_CACHE_DIR"] = str((runs_dir / ".cache").resolve())
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        common["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    if not platform.has_accelerator():
+        common |= platform.memory_settings()
+        return [common | {"SD3_JAX_CPUS": share} for share in _shares(list(map(str, platform.cores())), workers)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(glob.glob("/dev/nvidia[0-9]*"))
+    gpus = visible.split(",") if visible else [str(i) for i in range(count)]
+    if workers == 1 or not gpus:
+        return [common] * workers
+    if workers > len(gpus):  # several cells to a GPU: each takes its part of the memory
+        common.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / -(-workers // len(gpus)):.2f}")
+    return [common | {"CUDA_VISIBLE_DEVICES": share} for share in _shares(gpus, workers)]
+
+
+def _shares(items: list[str], workers: int) -> list[str]:
+    """Items dealt to workers, each at least one: ``["0", "1", "2"]`` to 2 gives ``["0,2", "1"]``."""
+    return [",".join(items[worker::workers] or [items[worker % len(items)]]) for worker in range(workers)]
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, unless the process was started to ignore them."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            previous[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(console: Console, cells: Sequence[Cell], runs_dir: Path) -> Iterator[Callable[[_Book], None]]:
+    """On a terminal, a bar for the sweep, weighted by FLOPs, and a line for each cell that runs."""
+    if not console.is_terminal:
+        yield lambda book: None
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[now]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=600) as bar:
+        states = _states(cells, runs_dir)
+        total = sum(state.flops_total for state in states)
+        overall = bar.add_task(runs_dir.name, total=total, completed=total - _left(states), now="")
+        lines: dict[str, TaskID] = {}
+        looked = 0.0
+
+        def report(book: _Book) -> None:
+            nonlocal looked
+            if time.monotonic() - looked < 1.0:
+                return
+            looked = time.monotonic()
+            states = _states(cells, runs_dir)
+            done = sum(state.state == "done" for state in states)
+            bar.update(overall, completed=total - _left(states), now=f"{done} of {len(cells)} cells")
+            for state in states:
+                name = state.cell.name
+                if name in book.running:
+                    if name not in lines:
+                        lines[name] = bar.add_task(f"  {name}", total=state.steps, now="")
+                    bar.update(lines[name], completed=state.step, now=_now(state))
+                elif name in lines:
+                    bar.remove_task(lines.pop(name))
+
+        yield report
+
+
+def _now(state: CellState) -> str:
+    if state.loss is None or state.images_per_second is None:
+        return "compiling"
+    return f"step {state.step:,}, loss {state.loss:.4f}, {state.images_per_second:,.0f} images/s"
+
+
+def _announce(child: _Child, runs_dir: Path, book: _Book, console: Console) -> None:
+    state = _explained(read_state(child.cell, runs_dir), book)
+    loss = "" if state.ema_loss is None else f", EMA validation loss {state.ema_loss:.4f}"
+    why = f": {state.why}" if state.why else ""
+    seconds = time.monotonic() - child.began
+    line = f"{state.cell.name} {state.state}{loss}, {seconds:.0f} s{why}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _states(cells: Sequence[Cell], runs_dir: Path) -> list[CellState]:
+    return [read_state(cell, runs_dir) for cell in cells]
+
+
+def _left(states: Sequence[CellState]) -> int:
+    return sum(state.flops_left for state in states)
+
+
+def _explained(state: CellState, book: _Book) -> CellState:
+    return state if state.why else replace(state, why=book.why.get(state.cell.name, ""))
+
+
+def _reason(path: Path, start: int) -> str:
+    """Why a cell gave up, from what it wrote: our own message, else the exception of a traceback, else the end."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        text = file.read()[-16384:].decode("utf-8", errors="replace")
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("sd3-jax: error: ")]
+    exceptions = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)]
+    return next((found[-1].removeprefix("sd3-jax: error: ")[:500] for found in (ours, exceptions, lines) if found), "")

@@ -1,0 +1,72 @@
+"""What the command line prints: tables, JSON, and the results of the analysis in words."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from sd3_jax import records
+
+
+def show(parts: RenderableType | Sequence[RenderableType], value: Any, json_file: str | None) -> None:
+    """Print the parts on standard output, and write the value as JSON if asked; ``-`` is JSON instead of the parts."""
+    if json_file is not None:
+        text = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
+        if json_file == "-":
+            sys.stdout.write(text)
+            return
+        records.write_atomic(Path(json_file), text)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=160)  # a file or a pipe has no width, and half a table is of no use
+    for part in parts if isinstance(parts, list) else [parts]:
+        if isinstance(part, str):
+            print(part)
+        else:
+            console.print(part)
+
+
+def plain(value: Any) -> Any:
+    """Numbers, strings and containers as JSON has them; nan and inf, which it lacks, become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def written(paths: Iterable[Path], json_file: str | None = None) -> None:
+    """Say which files were written, where it does not disturb JSON."""
+    print("wrote " + ", ".join(map(str, paths)), file=sys.stderr if json_file == "-" else sys.stdout)
+
+
+def isoflop_lines(budgets: Any, exponents: Mapping[str, float], ci95: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The minimum of each budget, and how size and data grow with it; ``budgets`` is a table of the analysis."""
+    lines = []
+    for row in budgets.itertuples():
+        best = f"N* {row.params:.4g}, D* {row.images:.4g}, loss {row.loss:.4f}"
+        lines.append(f"budget {row.flops:.3g}: " + (best if row.interior else f"no minimum: {row.why}"))
+    for name, value in exponents.items():
+        interval = " (95 % interval {:.4g} to {:.4g})".format(*ci95[name]) if name in ci95 else ""
+        lines.append(f"{name.replace('_', ' of ')} {value:.4g}{interval}")
+    return lines
+
+
+def prediction_lines(best: Any) -> list[str]:
+    """The best size at each budget; ``best`` is the implied frontier with ``reach`` and the interval of a new run."""
+    lines = []
+    for row in best.itertuples():
+        interval = f" (95 % interval of a run {row.loss_low:.4f} to {row.loss_high:.4f})"
+        edge = "; the best size lies at the edge of the family" if row.at_edge else ""
+        lines.append(
+            f"{row.flops:.3g} FLOPs, {row.reach:.3g} times the most of any run: depth {row.depth:.1f}, "
+            f"{row.params:.3g} parameters, {row.images:.3g} images, "
+            f"loss {row.loss:.4f}{interval if math.isfinite(row.loss_low) else ''}{edge}"
+        )
+    return lines

@@ -1,0 +1,206 @@
+"""The story of a run, told in sections: from a configuration to a directory of records.
+
+Running the same command again resumes: the state is restored from the newest checkpoint, and since keys and
+batches are functions of (seed, step), the numbers are those of a run that was never interrupted.
+"""
+
+import importlib.metadata
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sd3_jax import config as configs
+from sd3_jax import flops, records
+from sd3_jax.config import RunConfig
+from sd3_jax.data import scenes
+from sd3_jax.errors import UserError
+from sd3_jax.evaluation import validation
+from sd3_jax.training import checkpoint, optimizer, sharding
+from sd3_jax.training.step import compute_dtype, make_draw, make_init, make_model, make_step
+
+
+class Diverged(Exception):
+    """The loss stopped being a number. FAILED is written; the last good checkpoint is kept."""
+
+
+def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> Mapping[str, Any]:
+    """Run, or resume, one run; returns the summary that is its DONE file.
+
+    ``branch_from``: the directory of a run that differs only in having no cooldown; what it has done up to the
+    cooldown is taken over from its newest checkpoint there.
+
+    Raises UserError for bad input and Diverged for a loss that is not finite.
+    """
+    # --- what is asked for -----------------------------------------------------------------------------------
+    steps = flops.total_steps(config)
+    scenes.validate(config.data, config.model)
+    mesh = sharding.make_mesh(config.mesh, config.batch)
+    records.open_run(run_dir, config)
+    if records.status(run_dir) == "done":
+        return records.read_rows(run_dir / "DONE")[0][0]
+    (run_dir / "FAILED").unlink(missing_ok=True)
+    image_flops = flops.train_flops(config.model)
+    budgets = {budget: flops.steps_within(config, budget) for budget in config.evaluation.budgets}
+    budget_steps = frozenset(step for step in budgets.values() if 1 <= step <= steps)
+
+    # --- the state, made or restored directly onto the mesh ---------------------------------------------------
+    init = make_init(config, steps)
+    seed = jnp.uint32(config.seed)
+    shapes = jax.eval_shape(init, seed)
+    shardings = sharding.state_shardings(mesh, shapes)
+    source, start = _resume_point(config, run_dir, branch_from, steps)
+    if source:
+        state = checkpoint.restore(source / "checkpoints", start, shapes, shardings)
+    else:
+        state = jax.jit(init, out_shardings=shardings)(seed)
+    records.cut_after(run_dir, start)
+    rows, _ = records.read_rows(run_dir / "metrics.jsonl")
+    seconds_before = max((row["seconds"] for row in rows), default=0.0)
+    records.append(run_dir / "lives.jsonl", _life(config, mesh, steps, start))
+
+    # --- the functions of the loop ----------------------------------------------------------------------------
+    draw = make_draw(config, mesh)
+    train_step = jax.jit(
+        make_step(config, steps),
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    evaluate = validation.make_eval(config, make_model(config.model, config.mesh), mesh)
+    saver = checkpoint.Saver(run_dir / "checkpoints", config.keep_steps)
+    peak = flops.peak_flops(jax.devices()[0].device_kind)
+    began = saved = time.monotonic()
+
+    def record(step: int, split: str, values: Mapping[str, Any]) -> None:
+        if jax.process_index() == 0:
+            images = step * config.batch
+            spent = {"step": step, "images": images, "flops": float(images * image_flops)}
+            seconds = round(seconds_before + time.monotonic() - began, 3)
+            records.append(run_dir / "metrics.jsonl", {"split": split, **spent, "seconds": seconds, **values})
+
+    # --- the loop ---------------------------------------------------------------------------------------------
+    pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row, still on the device
+    tick = time.monotonic()
+    last: dict[str, Any] = {}
+    with _progress(run_dir.name, steps, start) as report:
+        for step in range(start + 1, steps + 1):
+            state, metrics = train_step(state, draw(seed, jnp.int32(step - 1)))
+            pending.append(metrics)
+            due = validation.due(config, step, steps, budget_steps)
+            save = step == steps or step in config.keep_steps or time.monotonic() - saved > config.checkpoint_seconds
+            if step % config.log_every == 0 or due or save:
+                values = {key: float(np.mean([float(m[key]) for m in pending])) for key in metrics}
+                now = time.monotonic()
+                rate = len(pending) * config.batch / (now - tick)
+                mfu = rate * image_flops / (peak * jax.device_count()) if peak else None
+                record(step, "train", values | {"images_per_second": round(rate, 1), "mfu": mfu})
+                report(step, values["loss"], rate, mfu)
+                pending = []
+                if not all(math.isfinite(value) for value in values.values()):
+                    saver.close()
+                    why = f"loss is not finite between steps {step - config.log_every} and {step}"
+                    records.fail(run_dir, why)
+                    raise Diverged(f"{run_dir}: {why}")
+                if due:
+                    labels = {
+                        "phase": optimizer.phase(config.optimizer, step, steps),
+                        "budgets": [budget for budget, at in budgets.items() if at == step],
+                    }
+                    for weights, params in (("raw", state.params), ("ema", state.ema)):
+                        last[weights] = evaluate(params)
+                        record(step, "validation", {"weights": weights, **last[weights], **labels})
+                if save:  # after the records of this step, which a resumed run would not write again
+                    saver.save(step, state)
+                    saved = time.monotonic()
+                tick = time.monotonic()
+    saver.close()
+
+    # --- the end ----------------------------------------------------------------------------------------------
+    rows, _ = records.read_rows(run_dir / "metrics.jsonl")
+    summary = {
+        "steps": steps,
+        "images": steps * config.batch,
+        "flops": float(steps * config.batch * image_flops),
+        "flops_planned": config.flops if config.flops is not None else float(steps * config.batch * image_flops),
+        "seconds": round(seconds_before + time.monotonic() - began, 3),
+        **{f"loss_{weights}": values["loss"] for weights, values in last.items()},
+    }
+    if jax.process_index() == 0:
+        records.finish(run_dir, summary)
+    return summary
+
+
+def _resume_point(
+    config: RunConfig, run_dir: Path, branch_from: Path | None, steps: int
+) -> tuple[Path | None, int]:
+    """Whose checkpoint to start from, and its step: our own newest, else the parent's before the cooldown."""
+    own = [step for step in checkpoint.saved_steps(run_dir / "checkpoints") if step <= steps]
+    if own:
+        return run_dir, own[-1]
+    if branch_from is None:
+        return None, 0
+    changes = configs.difference(config, records.load_config(branch_from))
+    if [change.partition(":")[0] for change in changes] != ["optimizer.cooldown"]:
+        raise UserError(f"{branch_from}: not the same run without a cooldown ({'; '.join(changes) or 'no difference'})")
+    limit = optimizer.cooldown_start(config.optimizer, steps)
+    parents = [step for step in checkpoint.saved_steps(branch_from / "checkpoints") if step <= limit]
+    return (branch_from, parents[-1]) if parents else (None, 0)
+
+
+def _life(config: RunConfig, mesh: jax.sharding.Mesh, steps: int, start: int) -> dict[str, Any]:
+    """What the records say of one start of the run."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        revision = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        revision = None
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "resumed_from": start,
+        "steps": steps,
+        "images": steps * config.batch,
+        "flops": float(steps * config.batch * flops.train_flops(config.model)),
+        "flops_per_image": flops.train_flops(config.model),
+        "parameters": flops.parameters(config.model).total,
+        "identity": configs.fingerprint(config),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "mesh": dict(mesh.shape),
+        "dtype": jnp.dtype(compute_dtype(config.mesh)).name,
+        "cpus": len(affinity(0)) if affinity else os.cpu_count(),
+        "revision": revision,
+        "python": sys.version.partition(" ")[0],
+        **{name: importlib.metadata.version(name) for name in ("sd3_jax", "jax", "flax", "optax", "orbax-checkpoint")},
+    }
+
+
+@contextmanager
+def _progress(name: str, steps: int, start: int) -> Iterator[Any]:
+    """A bar with rate, loss and time left on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda step, loss, rate, mfu: None
+        return
+    from rich.console import Console
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=steps, completed=start, now="compiling")
+
+        def report(step: int, loss: float, rate: float, mfu: float | None) -> None:
+            share = "" if mfu is None else f", MFU {mfu:.1%}"
+            bar.update(task, completed=step, now=f"loss {loss:.4f}, {rate:,.0f} images/s{share}")
+
+        yield report

@@ -1,0 +1,1 @@
+"""How parameters learn: shardings, the optimizer, one pure step, checkpoints."""

@@ -1,0 +1,66 @@
+"""Orbax checkpoints of a train state: one folder a step, written whole or not at all."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from sd3_jax.errors import UserError
+
+NEWEST = 2  # checkpoints that are kept beside those asked for
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps with a committed checkpoint, ascending. (Orbax itself takes an empty stray folder for one.)"""
+    if not directory.is_dir():
+        return []
+    found = (path for path in directory.iterdir() if path.name.isdigit() and (path / "_CHECKPOINT_METADATA").exists())
+    return sorted(int(path.name) for path in found)
+
+
+class Saver:
+    """Saves in the background, one at a time, and deletes what is neither new nor asked for."""
+
+    def __init__(self, directory: Path, keep_steps: tuple[int, ...]) -> None:
+        self.directory, self.keep_steps = directory.absolute(), frozenset(keep_steps)
+        self.checkpointer = ocp.StandardCheckpointer()
+
+    def save(self, step: int, state: Any) -> None:
+        """Start to save ``state`` as ``step``; what was being saved before is committed first."""
+        if step in saved_steps(self.directory):
+            return
+        self.checkpointer.wait_until_finished()
+        self._prune()
+        self.checkpointer.save(self.directory / str(step), state, force=True)
+
+    def close(self) -> None:
+        """Wait until everything is committed."""
+        self.checkpointer.wait_until_finished()
+        self._prune()
+        self.checkpointer.close()
+
+    def _prune(self) -> None:
+        if jax.process_index() == 0:
+            for step in saved_steps(self.directory)[:-NEWEST]:
+                if step not in self.keep_steps:
+                    shutil.rmtree(self.directory / str(step))
+
+
+def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
+    """The state saved as ``step``, onto today's shardings, whatever mesh saved it.
+
+    Raises UserError if the checkpoint cannot be read.
+    """
+    target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+    path = directory.absolute() / str(step)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            state = checkpointer.restore(path, target)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{path}: cannot be restored ({reason}); delete it to go on from the one before") from None
+    if int(state.step) != step:
+        raise UserError(f"{path}: holds step {int(state.step)}, not {step}; delete it to go on from the one before")
+    return state

@@ -1,0 +1,63 @@
+"""Where arrays live: a mesh of (data, fsdp), one rule by shape for parameters, batches split over both axes."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sd3_jax.config import MeshConfig
+from sd3_jax.errors import UserError
+
+SMALL = 2**18  # numbers; smaller parameters are replicated
+
+
+def make_mesh(config: MeshConfig, batch: int) -> Mesh:
+    """All devices as data x fsdp; -1 means what is left. Raises UserError if they, or the batch, do not divide."""
+    devices = jax.device_count()
+    data, fsdp = config.data, config.fsdp
+    if 0 in (data, fsdp) or (data, fsdp) == (-1, -1):
+        raise UserError(f"mesh: data {data} x fsdp {fsdp} is no mesh; at most one may be -1 (what is left), none 0")
+    data = devices // fsdp if data == -1 else data
+    fsdp = devices // data if fsdp == -1 else fsdp
+    if data * fsdp != devices:
+        raise UserError(f"mesh: data {config.data} x fsdp {config.fsdp} does not fit {devices} devices")
+    if batch % devices:
+        raise UserError(f"batch: {batch} is not divisible by the {devices} devices of the mesh")
+    # A ragged mesh would change which replica sums what; jax.make_mesh orders devices by their interconnect.
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def parameter_spec(shape: tuple[int, ...], fsdp: int, stacked: bool) -> P:
+    """The largest dimension that divides is split over fsdp, never the scanned depth axis; small ones are whole.
+
+    >>> parameter_spec((14, 960, 2880), 8, stacked=True)
+    PartitionSpec(None, None, 'fsdp')
+    """
+    if math.prod(shape) >= SMALL and fsdp > 1:
+        for i in sorted(range(int(stacked), len(shape)), key=lambda i: -shape[i]):
+            if shape[i] % fsdp == 0:
+                return P(*[None] * i, "fsdp")
+    return P()
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """A sharding for every leaf of a train state (arrays or their shapes); optimizer and EMA go as parameters do."""
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        stacked = any(getattr(key, "key", None) == "blocks" for key in path)
+        return NamedSharding(mesh, parameter_spec(np.shape(leaf), mesh.shape["fsdp"], stacked))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over all devices."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """One whole copy on every device."""
+    return NamedSharding(mesh, P())

@@ -1,0 +1,103 @@
+"""One training step as a pure function of a state and its examples, which are a pure function of (seed, step)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+from sd3_jax.config import MeshConfig, ModelConfig, RunConfig
+from sd3_jax.data import scenes
+from sd3_jax.flow import objectives, timesteps
+from sd3_jax.models.mmdit import MMDiT
+from sd3_jax.training import optimizer, sharding
+
+INIT = 3  # domain of the initial parameters, beside scenes' TRAIN, VALIDATION and EVALUATION
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step; randomness and data are functions of ``step``."""
+
+    step: Int[Array, ""]
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def compute_dtype(mesh: MeshConfig) -> Any:
+    """Of matmuls: as configured, or bfloat16 where there is an accelerator."""
+    if mesh.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(mesh.dtype)
+
+
+def make_model(model: ModelConfig, mesh: MeshConfig) -> MMDiT:
+    """The network of a configuration, as it should execute here."""
+    return MMDiT(model, compute_dtype(mesh), mesh.unroll, mesh.remat == "block")
+
+
+def init_params(model: ModelConfig, key: Key[Array, ""]) -> Any:
+    """Fresh float32 parameters, the same on any mesh."""
+    size = (1, model.latent_size, model.latent_size, model.latent_channels)
+    text = jnp.zeros((1, model.text_tokens, model.text_dim)), jnp.zeros((1, model.pooled_dim))
+    return MMDiT(model).init(key, jnp.zeros(size), jnp.zeros(1), *text)["params"]
+
+
+def make_init(config: RunConfig, steps: int) -> Any:
+    """``init(seed) -> TrainState``; jit it with out_shardings so that no device ever holds it whole."""
+    optim = optimizer.make(config.optimizer, config.model.width, steps)
+
+    def init(seed: UInt32[Array, ""]) -> TrainState:
+        params = init_params(config.model, jax.random.fold_in(jax.random.key(seed), INIT))
+        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optim.init(params))
+
+    return init
+
+
+class Examples(NamedTuple):
+    """A training batch: the data's part, and where on the path each example is looked at."""
+
+    batch: scenes.Batch
+    eps: Float[Array, "b h w c"]
+    t: Float[Array, " b"]
+
+
+def make_draw(config: RunConfig, mesh: Mesh) -> Any:
+    """``draw(seed, step) -> Examples``, jitted apart from the step: it is the same program for every model size.
+
+    Each example has its own key, so that mesh and host count cannot change it.
+    """
+
+    def draw(seed: UInt32[Array, ""], step: Int[Array, ""]) -> Examples:
+        key = jax.vmap(lambda i: scenes.example_key(seed, scenes.TRAIN, step, i))(jnp.arange(config.batch))
+        key = jax.lax.with_sharding_constraint(key, sharding.batch_sharding(mesh))
+        data_key, eps_key, t_key = jnp.unstack(jax.vmap(lambda k: jax.random.split(k, 3))(key), axis=1)
+        batch = scenes.batch(data_key, config.data, config.model, config.data.text_dropout)
+        eps = jax.vmap(lambda k: jax.random.normal(k, batch.x0.shape[1:]))(eps_key)
+        return Examples(batch, eps, jax.vmap(lambda k: timesteps.sample(k, config.flow))(t_key))
+
+    return jax.jit(draw, out_shardings=sharding.batch_sharding(mesh))
+
+
+def make_step(config: RunConfig, steps: int) -> Any:
+    """``train_step(state, examples) -> (state, metrics)``, metrics being scalars on the device."""
+    optim = optimizer.make(config.optimizer, config.model.width, steps)
+    model = make_model(config.model, config.mesh)
+
+    def loss(params: Any, examples: Examples) -> Float[Array, ""]:
+        (x0, tokens, pooled), eps, t = examples
+        velocity = lambda z, t: model.apply({"params": params}, z, t, tokens, pooled)  # noqa: E731
+        return jnp.mean(objectives.velocity_loss(velocity, x0, eps, t))
+
+    def train_step(state: TrainState, examples: Examples) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        value, gradients = jax.value_and_grad(loss)(state.params, examples)
+        updates, opt_state = optim.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        weight = optimizer.ema_weight(config.optimizer, state.step + 1)
+        ema = jax.tree.map(lambda average, new: average + weight * (new - average), state.ema, params)
+        metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return train_step

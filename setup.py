@@ -1,0 +1,52 @@
+"""Packaging. Metadata that tools read (ruff, mypy, pytest) lives in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="sd3_jax",
+    version="0.1.0",
+    description="Scaling laws of text-to-image rectified-flow transformers, in JAX and Flax",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["sd3_jax*", "analysis*", "experiments*", "sweeps*"]),
+    package_data={"sweeps": ["*.yaml"], "analysis.notebooks": ["*.ipynb"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "tensorflow-datasets>=4.9.10",
+        "grain>=0.2.18",
+        "transformers>=5",
+        "sentencepiece",
+        "ml_collections>=1",
+        "numpy>=2",
+        "scipy>=1.14",
+        "pandas>=2.2",
+        "matplotlib>=3.9",
+        "jaxtyping>=0.3",
+        "pyyaml>=6",
+        "rich>=13",
+        "typer>=0.15",
+    ],
+    extras_require={
+        "encoders": ["torch>=2.9", "diffusers>=0.36", "safetensors"],
+        "tpu-plan": ["libtpu"],
+        "dev": [
+            "pytest>=8",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "types-PyYAML",
+            "pandas-stubs",
+            "scipy-stubs",
+            "nbclient",
+            "nbformat",
+            "ipykernel",
+        ],
+    },
+    entry_points={"console_scripts": ["sd3-jax = sd3_jax.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""Sweeps, as YAML: which cells of an experiment are run."""

@@ -1,0 +1,117 @@
+"""Synthetic sweeps: run directories as training writes them, with losses from a law that is known."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sd3_jax import flops, records
+from sd3_jax.config import RunConfig, resolve
+
+BENCH = {
+    "model.head_dim": 16,
+    "model.latent_size": 6,
+    "model.latent_channels": 16,
+    "model.text_tokens": 6,
+    "model.text_dim": 48,
+    "model.pooled_dim": 48,
+    "model.time_dim": 64,
+    "data.image_size": 24,
+    "data.downsample": 4,
+    "optimizer.warmup_steps": 50,
+    "optimizer.learning_rate": 4e-3,
+    "evaluation.first_step": 20,
+    "batch": 64,
+}
+# L = E + (N / n)^-alpha * u + (D / d)^-beta * v, with u, v the shares of the loss at n = 1e5, d = 1e5
+TRUTH = {"E": 0.20, "A": 0.06 * 1e5**0.6, "B": 0.08 * 1e5**0.5, "alpha": 0.6, "beta": 0.5}
+
+
+def bench_config(depth: int, seed: int = 0, steps: int = 2000, **changes) -> RunConfig:
+    return resolve(BENCH, {"model.depth": depth, "seed": seed, "steps": steps}, changes)
+
+
+def law_loss(truth: dict[str, float], params, images):
+    return truth["E"] + truth["A"] * params ** -truth["alpha"] + truth["B"] * images ** -truth["beta"]
+
+
+def evaluated_steps(config: RunConfig) -> list[int]:
+    """Log-spaced steps, the last, and the last within each budget."""
+    evaluation, last = config.evaluation, flops.total_steps(config)
+    number = math.log10(last / evaluation.first_step) * evaluation.per_decade
+    steps = {round(evaluation.first_step * 10 ** (k / evaluation.per_decade)) for k in range(math.ceil(number))}
+    steps |= {flops.steps_within(config, budget) for budget in evaluation.budgets} | {last}
+    return sorted(step for step in steps if 1 <= step <= last)
+
+
+def write_run(
+    root: Path,
+    config: RunConfig,
+    truth: dict[str, float] = TRUTH,
+    noise: float = 0.0,
+    offset: float = 0.0,
+    name: str | None = None,
+    finished: bool = True,
+) -> Path:
+    """One run directory. ``noise`` is the relative standard deviation of a point, ``offset`` that of a whole run."""
+    depth, seed = config.model.depth, config.seed
+    cooldown = config.optimizer.cooldown
+    run_dir = root / (name or f"d{depth:02d}-s{seed}{'-cooldown' if cooldown else ''}")
+    records.open_run(run_dir, config)
+    records.append(run_dir / "lives.jsonl", {"resumed_from": 0})
+    rng = np.random.default_rng([seed, depth, 7])
+    shift = 1 + offset * rng.standard_normal()
+    params, per_image = flops.parameters(config.model).total, flops.train_flops(config.model)
+    last = flops.total_steps(config)
+    lines = []
+    for step in evaluated_steps(config):
+        images = step * config.batch
+        spent = {"step": step, "images": images, "flops": float(images * per_image), "seconds": step * 0.01}
+        share = (step / last - (1 - cooldown)) / cooldown if cooldown else 0.0
+        phase = "warmup" if step <= config.optimizer.warmup_steps else "cooldown" if share > 0 else "constant"
+        if phase == "constant" and any(step > drop[0] for drop in config.optimizer.drops):
+            phase = "lr_drop"
+        budgets = [b for b in config.evaluation.budgets if flops.steps_within(config, b) == step]
+        early = 1 + math.exp(-step / 20)
+        annealed = 1 - 0.08 * max(share, 0.0)
+        rates = {"learning_rate": config.optimizer.learning_rate, "images_per_second": 6400.0, "mfu": None}
+        loss = 1.1 * law_loss(truth, params, images)
+        lines.append({"split": "train", **spent, "loss": loss, "grad_norm": 0.5, **rates})
+        for weights, excess in (("raw", 1.02), ("ema", 1.0)):
+            factor = shift * annealed * excess * (early if phase == "warmup" else 1.0)
+            loss = law_loss(truth, params, images) * factor * (1 + noise * rng.standard_normal())
+            # level 0 tends to 1 whatever the model; the mean over k = 0..7 must be the loss
+            rest = (8 * loss - 1.0) / 7
+            levels = {"loss_t0": 1.0, **{f"loss_t{k}": rest for k in range(1, 8)}, "loss_t8": 0.9}
+            row = {"split": "validation", "weights": weights, **spent, "loss": loss, "loss_se": 0.002, **levels}
+            lines.append(row | {"phase": phase, "budgets": budgets})
+    for line in lines:
+        records.append(run_dir / "metrics.jsonl", line)
+    if finished:
+        records.finish(
+            run_dir, {"steps": last, "images": last * config.batch, "flops": last * config.batch * per_image}
+        )
+    return run_dir
+
+
+def write_sweep(
+    root: Path,
+    depths: Sequence[int] = (2, 3, 4, 5, 6, 7),
+    seeds: int = 3,
+    truth: dict[str, float] = TRUTH,
+    noise: float = 0.0,
+    offset: float = 0.0,
+    steps: int = 2000,
+    cooldown: bool = False,
+    **changes,
+) -> Path:
+    """An equal-step sweep: ``seeds`` runs of the smallest depth, one of each other, optionally a cooldown branch."""
+    for depth in depths:
+        for seed in range(seeds if depth == min(depths) else 1):
+            write_run(root, bench_config(depth, seed, steps, **changes), truth, noise, offset)
+        if cooldown:
+            write_run(
+                root, bench_config(depth, 0, steps, **changes, **{"optimizer.cooldown": 0.2}), truth, noise, offset
+            )
+    return root

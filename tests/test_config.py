@@ -1,0 +1,93 @@
+"""The schema's three doors lead to one room, and bad input gets one clear line."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from sd3_jax import config as configs
+from sd3_jax.config import RunConfig, default_config, parse_assignments, resolve
+from sd3_jax.errors import UserError
+
+
+def test_three_doors_one_run() -> None:
+    experiment = default_config()
+    experiment.model.depth = 4
+    experiment.flops = 1e19
+    experiment.optimizer.drops = ((300.0, 0.5),)
+    by_file = resolve(experiment)
+    by_flags = resolve(parse_assignments(["model.depth=4", "flops=1e19", "optimizer.drops=[[300, 0.5]]"]))
+    by_yaml = resolve(yaml.safe_load("model: {depth: 4}\nflops: 1e19\noptimizer.drops: [[300, 0.5]]"))
+    assert by_file == by_flags == by_yaml
+    assert by_file.model.depth == 4
+    assert by_file.optimizer.drops == ((300.0, 0.5),)
+
+
+@pytest.mark.parametrize("text", ["1e15", "1.0e15", "1.0e+15", "1000000000000000"])
+def test_numbers_that_yaml_reads_as_strings(text: str) -> None:
+    assert resolve(yaml.safe_load(f"flops: {text}")).flops == 1e15
+    assert resolve({"steps": 1}, yaml.safe_load("optimizer.learning_rate: 3e-4")).optimizer.learning_rate == 3e-4
+
+
+def test_a_later_length_replaces_an_earlier_one() -> None:
+    config = resolve({"steps": 10}, {"flops": 1e19})
+    assert (config.steps, config.images, config.flops) == (None, None, 1e19)
+
+
+def test_a_configuration_survives_its_dictionary() -> None:
+    config = resolve({"steps": 7, "optimizer.drops": [[3, 0.5]], "evaluation.budgets": [1e12], "keep_steps": [4]})
+    assert resolve(configs.to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    "overlay, words",
+    [
+        ({"model.dept": 4}, ["model.dept", "did you mean model.depth?"]),
+        ({"depth": 4}, ["unknown key depth", "model.depth"]),
+        ({"optimiser.learning_rate": 1}, ["optimiser", "optimizer"]),
+        ({"model.depth": True}, ["model.depth", "True"]),
+        ({"model.depth": 2.5}, ["model.depth", "2.5", "whole"]),
+        ({"model.depth": 0}, ["model.depth", "0", "1 to"]),
+        ({"model.depth": "four"}, ["model.depth", "four"]),
+        ({"model": 4}, ["model", "section"]),
+        ({"model.depth.x": 4}, ["model.depth"]),
+        ({"model.qk_norm": 1}, ["model.qk_norm", "true or false"]),
+        ({"flow.density": "normal"}, ["flow.density", "normal", "logit-normal"]),
+        ({"optimizer.learning_rate": float("nan")}, ["optimizer.learning_rate", "nan"]),
+        ({"optimizer.drops": [[3]]}, ["optimizer.drops", "[step, factor]"]),
+        ({"optimizer.drops": 3}, ["optimizer.drops", "list"]),
+        ({"data.image_size": 64}, ["model.latent_size", "8"]),
+        ({"data.image_size": 252}, ["data.image_size", "252"]),
+        ({"model.patch": 3}, ["model.patch", "3"]),
+        ({"model.latent_channels": 300}, ["model.latent_channels", "192"]),
+        ({"images": 10}, ["steps", "images"]),
+    ],
+)
+def test_bad_input_is_one_line_that_names_key_and_value(overlay: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve({"steps": 10} | overlay)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_no_length_is_an_error() -> None:
+    with pytest.raises(UserError, match="exactly one of steps, images and flops"):
+        resolve({})
+
+
+def test_set_without_equals_sign() -> None:
+    with pytest.raises(UserError, match="key=value"):
+        parse_assignments(["model.depth"])
+
+
+def test_identity_ignores_how_and_how_long_but_nothing_else() -> None:
+    config = resolve({"steps": 10})
+    same = resolve({"steps": 20, "mesh.fsdp": 4, "log_every": 1, "checkpoint_seconds": 1})
+    assert configs.fingerprint(config) == configs.fingerprint(same)
+    assert configs.difference(same, config) == []
+    for spec in dataclasses.fields(RunConfig):
+        assert (spec.name in configs.FREE) != any(key.startswith(spec.name) for key in configs.identity(config))
+    other = resolve({"steps": 10, "optimizer.learning_rate": 2e-4})
+    assert configs.difference(other, config) == ["optimizer.learning_rate: 0.0001 -> 0.0002"]
