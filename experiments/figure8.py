@@ -5,7 +5,7 @@ rf/lognorm(0, 1), width 64 * depth with as many heads as blocks, the same hyper-
 validation every 50,000 steps, each of the text encoders dropped with probability 0.464.
 
 Not given there for this study, and chosen here: the rate 1e-4 with 1,000 steps of warm-up, AdamW and its betas
-(those of the paper's smaller study, appendix B.3; weight decay 0.01 is optax's and torch's usual one), gradients
+(those of the paper's smaller study, appendix B.3; weight decay 0.01 is torch's default), gradients
 clipped at norm 1, and the power-function average of the weights in place of one with decay 0.99 every 100 steps.
 The paper's images are not public: captioned scenes at 256 px stand in for them, so losses are not comparable
 with the paper's, while parameters, FLOPs and the plan are.

@@ -6,6 +6,7 @@ validated, frozen :class:`RunConfig` comes out, or a :class:`UserError` that nam
 what would be valid.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -302,10 +303,8 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
         raise UserError(f"{name}: {value!r} is not true or false")
     number = None
     if not isinstance(value, bool) and isinstance(value, int | float | str):
-        try:
+        with contextlib.suppress(ValueError):
             number = value if isinstance(value, int) else float(value)
-        except ValueError:
-            pass
     if number is None or not math.isfinite(number):
         raise UserError(f"{name}: {value!r} is not {'a whole' if kind is int else 'a finite'} number")
     if kind is int and number != int(number):

@@ -35,8 +35,8 @@ def contact_sheet(config: RunConfig, number: int, out: Path) -> None:
         keys = jax.vmap(lambda example: scenes.example_key(config.seed, scenes.TRAIN, 0, example))(examples)
         drawn = jax.vmap(lambda key: scenes.draw(key, data))(keys)
         images = jax.vmap(lambda scene: scenes.render(scene, data))(drawn)
-        latents = scenes.encode(images, data.downsample, model.latent_channels)
-        return drawn, images, scenes.decode(latents, data.downsample)
+        latents = scenes.encode(images, data, model.latent_channels)
+        return drawn, images, scenes.decode(latents, data)
 
     drawn, images, kept = jax.device_get(sheet(jnp.arange(number)))
     captions = [scenes.caption(jax.tree.map(operator.itemgetter(i), drawn)) for i in range(number)]

@@ -35,6 +35,7 @@ class Parts(NamedTuple):
 
     @property
     def total(self) -> int:
+        """The sum of the parts."""
         return sum(self)
 
 
@@ -96,13 +97,13 @@ def total_steps(config: RunConfig) -> int:
     if config.steps is not None:
         return config.steps
     if config.images is not None:
-        steps, unit, cost, given = config.images // config.batch, "images", config.batch, config.images
+        steps, given, cost = config.images // config.batch, f"images: {config.images}", config.batch
     else:
         assert config.flops is not None
         cost = config.batch * train_flops(config.model)
-        steps, unit, given = steps_within(config, config.flops), "flops", config.flops
+        steps, given = steps_within(config, config.flops), f"flops: {config.flops:g}"
     if steps < 1:
-        raise UserError(f"{unit}: {given:g} is too small for one step of batch {config.batch}, which takes {cost:.3g}")
+        raise UserError(f"{given} is too small for one step of batch {config.batch}, which takes {cost:.3g}")
     return steps
 
 

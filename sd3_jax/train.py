@@ -92,11 +92,12 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
     # --- the loop ---------------------------------------------------------------------------------------------
     pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row, still on the device
     tick = time.monotonic()
-    last: dict[str, Any] = {}
     with _progress(run_dir.name, steps, start) as report:
         for step in range(start + 1, steps + 1):
             state, metrics = train_step(state, draw(seed, jnp.int32(step - 1)))
             pending.append(metrics)
+            if len(pending) > 1:  # two steps in flight keep the device busy; more would only pile up batches
+                jax.block_until_ready(pending[-2])
             due = validation.due(config, step, steps, budget_steps)
             save = step == steps or step in config.keep_steps or time.monotonic() - saved > config.checkpoint_seconds
             if step % config.log_every == 0 or due or save:
@@ -118,8 +119,7 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
                         "budgets": [budget for budget, at in budgets.items() if at == step],
                     }
                     for weights, params in (("raw", state.params), ("ema", state.ema)):
-                        last[weights] = evaluate(params)
-                        record(step, "validation", {"weights": weights, **last[weights], **labels})
+                        record(step, "validation", {"weights": weights, **evaluate(params), **labels})
                 if save:  # after the records of this step, which a resumed run would not write again
                     saver.save(step, state)
                     saved = time.monotonic()
@@ -128,22 +128,21 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
 
     # --- the end ----------------------------------------------------------------------------------------------
     rows, _ = records.read_rows(run_dir / "metrics.jsonl")
+    final = {row["weights"]: row["loss"] for row in rows if row["split"] == "validation" and row["step"] == steps}
     summary = {
         "steps": steps,
         "images": steps * config.batch,
         "flops": float(steps * config.batch * image_flops),
         "flops_planned": config.flops if config.flops is not None else float(steps * config.batch * image_flops),
         "seconds": round(seconds_before + time.monotonic() - began, 3),
-        **{f"loss_{weights}": values["loss"] for weights, values in last.items()},
+        **{f"loss_{weights}": loss for weights, loss in final.items()},
     }
     if jax.process_index() == 0:
         records.finish(run_dir, summary)
     return summary
 
 
-def _resume_point(
-    config: RunConfig, run_dir: Path, branch_from: Path | None, steps: int
-) -> tuple[Path | None, int]:
+def _resume_point(config: RunConfig, run_dir: Path, branch_from: Path | None, steps: int) -> tuple[Path | None, int]:
     """Whose checkpoint to start from, and its step: our own newest, else the parent's before the cooldown."""
     own = [step for step in checkpoint.saved_steps(run_dir / "checkpoints") if step <= steps]
     if own:
@@ -173,6 +172,7 @@ def _life(config: RunConfig, mesh: jax.sharding.Mesh, steps: int, start: int) ->
         "images": steps * config.batch,
         "flops": float(steps * config.batch * flops.train_flops(config.model)),
         "flops_per_image": flops.train_flops(config.model),
+        "flops_per_image_exact": flops.exact_train_flops(config.model),  # without gradients to the inputs
         "parameters": flops.parameters(config.model).total,
         "identity": configs.fingerprint(config),
         "device": jax.devices()[0].device_kind,

@@ -11,14 +11,15 @@ from sd3_jax.config import RunConfig, resolve
 
 BENCH = {
     "model.head_dim": 16,
-    "model.latent_size": 6,
+    "model.patch": 1,
+    "model.latent_size": 3,
     "model.latent_channels": 16,
     "model.text_tokens": 6,
     "model.text_dim": 48,
     "model.pooled_dim": 48,
     "model.time_dim": 64,
     "data.image_size": 24,
-    "data.downsample": 4,
+    "data.downsample": 8,
     "optimizer.warmup_steps": 50,
     "optimizer.learning_rate": 4e-3,
     "evaluation.first_step": 20,

@@ -315,30 +315,13 @@ def test_shipped_experiments_resolve(name, tmp_path):
     assert resolve(experiments.load_experiment(str(tmp_path / "config.json"))) == config  # a run is an experiment too
 
 
-def test_the_flag_for_cpu_is_set_only_where_it_is_known(monkeypatch):
-    monkeypatch.setattr(platform.sys, "platform", "linux")
-    monkeypatch.setattr(platform.machine, "machine", lambda: "x86_64")
-
-    def flags(version, **environ):
-        monkeypatch.setattr(platform.importlib.metadata, "version", lambda _: version)
-        platform.prepare(environ)
-        return environ.get("XLA_FLAGS")
-
-    flag = "--xla_cpu_experimental_ynn_fusion_type="
-    assert flags("0.10.2", JAX_PLATFORMS="cpu") == flags("0.11.2", JAX_PLATFORMS="cpu") == flag
-    assert flags("0.9.2", JAX_PLATFORMS="cpu") is None
-    assert flags("0.13.0", JAX_PLATFORMS="cpu") is None
-    assert flags("0.10.2", JAX_PLATFORMS="cuda") is None
-    assert flags("0.10.2", JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_a=1") == f"--xla_a=1 {flag}"
-    assert flags("0.10.2", JAX_PLATFORMS="cpu", XLA_FLAGS=f"{flag}dot") == f"{flag}dot"  # the user's own stays
-
-
-def test_the_flag_is_known_to_the_installed_xla():
-    environ = {"JAX_PLATFORMS": "cpu"}
-    platform.prepare(environ)
-    code = "import jax; jax.numpy.ones(2).sum()"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"XLA_FLAGS": ""} | environ, timeout=60)
-    assert done.returncode == 0
+def test_a_process_that_trains_on_cpu_keeps_its_memory_unless_the_user_says_otherwise():
+    settings = platform.memory_settings({"HOME": "/"})
+    assert set(settings) == ({"GLIBC_TUNABLES"} if sys.platform == "linux" else set())
+    assert platform.memory_settings({"GLIBC_TUNABLES": "glibc.malloc.mmap_max=1"}) == {}
+    code = "import mmap; print(len(bytearray(1 << 26)))"  # such a process starts, and can still allocate
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | settings, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"67108864\n", b"")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no processor affinity here")

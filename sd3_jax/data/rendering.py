@@ -33,14 +33,21 @@ def render(scene: Scene, data: DataConfig) -> Float[Array, "H W 3"]:
         this: tuple[Any, ...] = (outside, right, down, scene.radius[slot], scene.shape[slot], slot)
         nearest = tuple(jnp.where(closer, new, old) for new, old in zip(this, nearest, strict=True))
     _, dx, dy, radius, shape, owner = nearest
-    distance = jnp.zeros(square)
+    covered = jnp.zeros(square)
     for index, name in enumerate(SHAPES[: data.shapes]):
-        distance = jnp.where(shape == index, DISTANCES[name](dx / radius, -dy / radius), distance)
-    coverage = jnp.clip(0.5 - distance * radius * data.image_size / EDGE, 0, 1)
+        covered = jnp.where(shape == index, coverage(name, dx, dy, radius, data.image_size), covered)
     # Without the barrier XLA computes the distances once for each colour channel.
-    coverage, owner = jax.lax.optimization_barrier((coverage, owner))
+    covered, owner = jax.lax.optimization_barrier((covered, owner))
     background = jnp.asarray(BACKGROUND_RGB / 255, jnp.float32)[scene.background]
-    return 2 * (background + coverage[..., None] * (scene.rgb - background)[owner]) - 1
+    return 2 * (background + covered[..., None] * (scene.rgb - background)[owner]) - 1
+
+
+def coverage(
+    name: str, dx: Float[Array, "*s"], dy: Float[Array, "*s"], radius: Float[Array, "*s"] | float, image_size: int
+) -> Float[Array, "*s"]:
+    """The share of each pixel that a shape covers; offsets from its centre and radius in units of the canvas."""
+    distance = DISTANCES[name](dx / radius, -dy / radius)
+    return jnp.clip(0.5 - distance * radius * image_size / EDGE, 0, 1)
 
 
 # Signed distance to each outline, negative inside, for x to the right and y up. Every shape is inscribed in the

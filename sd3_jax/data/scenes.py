@@ -1,6 +1,6 @@
 """Procedural scenes, the embedded default: captioned pictures that are a pure function of (seed, step, example).
 
-Drawn, rendered and encoded on the device as part of the compiled step; endless, so that every run is one epoch.
+Drawn, rendered and encoded on the device, by a compiled program; endless, so that every run is one epoch.
 ``composition`` says what is in a scene, ``rendering`` what it looks like, ``captions`` what is said about it, and
 ``autoencoder`` turns it into latents.
 """
@@ -89,7 +89,7 @@ def batch(keys: Key[Array, "b"], data: DataConfig, model: ModelConfig, dropout: 
     images = jax.vmap(lambda scene: render(scene, data))(scenes)
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout, (data.text_parts,)))(split[:, 1])
     tokens, pooled = embed_captions(jax.vmap(caption_words)(scenes), dropped, model, data.text_parts)
-    return Batch(encode(images, data.downsample, model.latent_channels), tokens, pooled)
+    return Batch(encode(images, data, model.latent_channels), tokens, pooled)
 
 
 def validate(data: DataConfig, model: ModelConfig) -> None:

@@ -18,6 +18,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        """X W + b, in ``dtype``."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
@@ -35,6 +36,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        """``second(activation(first(x)))``."""
         x = self.activation(Dense(self.hidden, self.dtype, self.kernel_init, name="first")(x))
         return Dense(self.features, self.dtype, self.kernel_init, name="second")(x)
 
@@ -44,6 +46,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... i"]:
+        """In the dtype that came in."""
         gain = self.param("gain", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         x32 = x.astype(jnp.float32)
         return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + 1e-6) * gain).astype(x.dtype)
@@ -63,7 +66,7 @@ def modulated_norm(
 def attention(
     q: Float[Array, "b s k d"], k: Float[Array, "b s k d"], v: Float[Array, "b s k d"]
 ) -> Float[Array, "b s k d"]:
-    """softmax(q k^T / sqrt(d)) v over all tokens, no mask; cuDNN's kernel on GPU where it can (16-bit, head_dim % 8)."""
+    """softmax(q k^T / sqrt(d)) v over all tokens, no mask; on GPU cuDNN's kernel, which is 16-bit only."""
     on_gpu = jax.default_backend() == "gpu"
     cudnn = on_gpu and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn else "xla")

@@ -32,6 +32,7 @@ class Stream(nn.Module):
     last: bool = False
 
     def setup(self) -> None:
+        """The stream's layers."""
         e = self.width
         self.modulation = Dense((2 if self.last else 6) * e, self.dtype, nn.initializers.zeros)
         self.qkv = Dense(3 * e, self.dtype)
@@ -124,7 +125,8 @@ class MMDiT(nn.Module):
             (image, text), _ = blocks(model, self.dtype, name="blocks")((image, text), y)
         (image, _), _ = block(model, self.dtype, last=True, name="last_block")((image, text), y)
 
-        shift, scale = jnp.split(Dense(2 * e, self.dtype, nn.initializers.zeros, name="final_modulation")(y), 2, axis=-1)
+        modulation = Dense(2 * e, self.dtype, nn.initializers.zeros, name="final_modulation")(y)
+        shift, scale = jnp.split(modulation, 2, axis=-1)
         final = Dense(model.patch_dim, self.dtype, nn.initializers.zeros, name="final")
         out = final(layers.modulated_norm(image, shift, scale))
         return layers.unpatchify(out.astype(jnp.float32), model.patch, height, width)

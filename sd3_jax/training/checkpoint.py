@@ -53,7 +53,7 @@ def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
 
     Raises UserError if the checkpoint cannot be read.
     """
-    target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+    target = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
     path = directory.absolute() / str(step)
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -1,6 +1,7 @@
 """Where arrays live: a mesh of (data, fsdp), one rule by shape for parameters, batches split over both axes."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,9 +15,12 @@ from sd3_jax.errors import UserError
 SMALL = 2**18  # numbers; smaller parameters are replicated
 
 
-def make_mesh(config: MeshConfig, batch: int) -> Mesh:
-    """All devices as data x fsdp; -1 means what is left. Raises UserError if they, or the batch, do not divide."""
-    devices = jax.device_count()
+def make_mesh(config: MeshConfig, batch: int, among: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices (or those given) as data x fsdp; -1 means what is left.
+
+    Raises UserError if they, or the batch, do not divide.
+    """
+    devices = len(among or jax.devices())
     data, fsdp = config.data, config.fsdp
     if 0 in (data, fsdp) or (data, fsdp) == (-1, -1):
         raise UserError(f"mesh: data {data} x fsdp {fsdp} is no mesh; at most one may be -1 (what is left), none 0")
@@ -26,8 +30,8 @@ def make_mesh(config: MeshConfig, batch: int) -> Mesh:
         raise UserError(f"mesh: data {config.data} x fsdp {config.fsdp} does not fit {devices} devices")
     if batch % devices:
         raise UserError(f"batch: {batch} is not divisible by the {devices} devices of the mesh")
-    # A ragged mesh would change which replica sums what; jax.make_mesh orders devices by their interconnect.
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    auto = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=auto, devices=among)
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int, stacked: bool) -> P:

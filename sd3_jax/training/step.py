@@ -97,7 +97,7 @@ def make_step(config: RunConfig, steps: int) -> Any:
         params = optax.apply_updates(state.params, updates)
         weight = optimizer.ema_weight(config.optimizer, state.step + 1)
         ema = jax.tree.map(lambda average, new: average + weight * (new - average), state.ema, params)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step

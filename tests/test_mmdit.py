@@ -1,0 +1,171 @@
+"""MM-DiT against an independent implementation in NumPy, and the invariants of its initialisation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from sd3_jax.config import ModelConfig
+from sd3_jax.models import layers
+from sd3_jax.models.mmdit import MMDiT
+from sd3_jax.training.step import init_params
+
+MODEL = ModelConfig(depth=3, head_dim=8, latent_size=6, text_tokens=5, text_dim=20, pooled_dim=12, time_dim=16)
+
+
+def inputs(model: ModelConfig, batch: int = 2, height: int = 6, width: int = 6) -> tuple:
+    key = jax.random.split(jax.random.key(1), 4)
+    z = jax.random.normal(key[0], (batch, height, width, model.latent_channels))
+    tokens = jax.random.normal(key[2], (batch, model.text_tokens, model.text_dim))
+    return z, jax.random.uniform(key[1], (batch,)), tokens, jax.random.normal(key[3], (batch, model.pooled_dim))
+
+
+def random_params(model: ModelConfig) -> dict:
+    """Nothing left at zero or one, so that every parameter matters."""
+    params = init_params(model, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+# --- the reference: float64, one example and one token at a time where that is clearest ------------------------------
+
+
+def _dense(p: dict, x: np.ndarray) -> np.ndarray:
+    return x @ p["kernel"] + p["bias"]
+
+
+def _mlp(p: dict, x: np.ndarray, f) -> np.ndarray:
+    return _dense(p["second"], f(_dense(p["first"], x)))
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def _norm(x: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * (1 + scale) + shift
+
+
+def _heads(p: dict, x: np.ndarray, modulation: np.ndarray, model: ModelConfig) -> list[np.ndarray]:
+    e, d = model.width, model.head_dim
+    qkv = _dense(p["qkv"], _norm(x, modulation[:e], modulation[e : 2 * e]))
+    parts = [qkv[:, i * e : (i + 1) * e].reshape(-1, model.heads, d) for i in range(3)]
+    for i, name in enumerate(("norm_q", "norm_k")):
+        if model.qk_norm:
+            rms = np.sqrt((parts[i] ** 2).mean(-1, keepdims=True) + 1e-6)
+            parts[i] = parts[i] / rms * p[name]["gain"]
+    return parts
+
+
+def _block(p: dict, image: np.ndarray, text: np.ndarray, y: np.ndarray, model: ModelConfig, last: bool) -> tuple:
+    e, n = model.width, len(image)
+    modulation = {name: _dense(p[name]["modulation"], y) for name in ("image", "text")}
+    pairs = [_heads(p[name], x, modulation[name], model) for name, x in (("image", image), ("text", text))]
+    q, k, v = (np.concatenate(pair) for pair in zip(*pairs, strict=True))
+    out = np.empty_like(q)
+    for head in range(model.heads):
+        out[:, head] = softmax(q[:, head] @ k[:, head].T / np.sqrt(model.head_dim), axis=-1) @ v[:, head]
+    result = []
+    for name, x, attended in (("image", image, out[:n]), ("text", text, out[n:])):
+        if not (last and name == "text"):
+            gate, shift, scale, mlp_gate = np.split(modulation[name], 6)[2:]
+            x = x + gate * _dense(p[name]["out"], attended.reshape(-1, e))
+            x = x + mlp_gate * _mlp(p[name]["mlp"], _norm(x, shift, scale), _gelu)
+        result.append(x)
+    return tuple(result)
+
+
+def reference(params: dict, model: ModelConfig, z: np.ndarray, t: float, tokens: np.ndarray, pooled: np.ndarray):
+    """One example; blocks are walked one by one, patches cut by hand."""
+    height, width, c = z.shape
+    quarter = model.width // 4
+    frequency = 1 / 10000 ** (np.arange(quarter) / quarter)
+    image = []
+    for row in range(height // 2):
+        for column in range(width // 2):
+            patch = z[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(-1)
+            position = [f(at * frequency) for at in (column, row) for f in (np.sin, np.cos)]
+            image.append(_dense(params["patch_embed"], patch) + np.concatenate(position))
+    text = _dense(params["text_embed"], tokens)
+    half = model.time_dim // 2
+    angle = 1000 * t * np.exp(-np.log(10000) * np.arange(half) / half)
+    time = _mlp(params["time_embed"], np.concatenate([np.cos(angle), np.sin(angle)]), _silu)
+    y = _silu(time + _mlp(params["pooled_embed"], pooled, _silu))
+    image = np.array(image)
+    for i in range(model.depth - 1):
+        image, text = _block(jax.tree.map(lambda x, i=i: x[i], params["blocks"]), image, text, y, model, False)
+    image, _ = _block(params["last_block"], image, text, y, model, True)
+    shift, scale = np.split(_dense(params["final_modulation"], y), 2)
+    out = _dense(params["final"], _norm(image, shift, scale))
+    velocity = np.empty_like(z)
+    for i, token in enumerate(out):
+        row, column = divmod(i, width // 2)
+        velocity[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = token.reshape(2, 2, c)
+    return velocity
+
+
+@pytest.mark.parametrize("qk_norm, height", [(False, 6), (True, 4)])
+def test_equals_an_independent_implementation(qk_norm: bool, height: int) -> None:
+    model = dataclasses.replace(MODEL, qk_norm=qk_norm)
+    params, arguments = random_params(model), inputs(model, height=height)
+    ours = np.asarray(jax.jit(MMDiT(model).apply)({"params": params}, *arguments))
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, *arguments))
+    theirs = np.stack([reference(exact[0], model, *(x[i] for x in exact[1:])) for i in range(2)])
+    assert np.abs(theirs).max() > 0.1
+    assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-5
+
+
+def test_a_fresh_model_says_zero_and_its_blocks_are_the_identity() -> None:
+    params, arguments = init_params(MODEL, jax.random.key(0)), inputs(MODEL)
+    np.testing.assert_array_equal(MMDiT(MODEL).apply({"params": params}, *arguments), 0)
+    # With a final layer that is not zero, the tokens that leave are those that entered: blocks change nothing.
+    params["final"]["kernel"] = jax.random.normal(jax.random.key(3), params["final"]["kernel"].shape)
+    without = dataclasses.replace(MODEL, depth=1, head_dim=MODEL.width)
+    fewer = {name: value for name, value in params.items() if name != "blocks"}
+    fewer["last_block"] = init_params(without, jax.random.key(4))["last_block"]
+    ours = MMDiT(MODEL).apply({"params": params}, *arguments)
+    assert jnp.abs(ours).max() > 0.1
+    np.testing.assert_allclose(ours, MMDiT(without).apply({"params": fewer}, *arguments), atol=1e-5)
+
+
+def test_unroll_and_remat_change_nothing_but_the_program() -> None:
+    params, arguments = random_params(MODEL), inputs(MODEL)
+
+    def gradient(**settings) -> dict:
+        net = MMDiT(MODEL, **settings)
+        return jax.jit(jax.grad(lambda p: jnp.sum(net.apply({"params": p}, *arguments) ** 2)))(params)
+
+    plain = gradient()
+    for settings in ({"unroll": 2}, {"remat": True}):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), gradient(**settings), plain)
+
+
+def test_bfloat16_stays_close_to_float32() -> None:
+    params, arguments = random_params(MODEL), inputs(MODEL)
+    exact = MMDiT(MODEL).apply({"params": params}, *arguments)
+    rounded = MMDiT(MODEL, jnp.bfloat16).apply({"params": params}, *arguments)
+    assert rounded.dtype == jnp.float32
+    assert 0 < jnp.linalg.norm(exact - rounded) / jnp.linalg.norm(exact) < 2e-2
+
+
+def test_patches_come_back_and_are_in_row_order() -> None:
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    tokens = layers.patchify(x, 2)
+    assert tokens.shape == (2, 6, 12)
+    np.testing.assert_array_equal(tokens[0, 1], x[0, :2, 2:4].reshape(-1))
+    np.testing.assert_array_equal(layers.unpatchify(tokens, 2, 4, 6), x)
+
+
+def test_attention_does_not_care_for_the_order_of_tokens() -> None:
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 2, 8))
+    order = jnp.array([3, 0, 6, 1, 5, 2, 4])
+    moved = layers.attention(q[:, order], k[:, order], v[:, order])
+    np.testing.assert_allclose(moved, layers.attention(q, k, v)[:, order], atol=1e-6)

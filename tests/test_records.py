@@ -1,0 +1,85 @@
+"""The run directory survives crashes, and says so when it is not what it should be."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tiny import tiny
+
+from sd3_jax import records
+from sd3_jax.errors import UserError
+
+
+def test_half_a_line_is_skipped_counted_and_not_joined_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    records.append(path, {"step": 1, "loss": 0.5})
+    with open(path, "a") as file:
+        file.write('{"step": 2, "lo')
+    records.append(path, {"step": 3, "loss": float("nan")})
+    rows, skipped = records.read_rows(path)
+    assert rows == [{"step": 1, "loss": 0.5}, {"step": 3, "loss": None}]
+    assert skipped == 1
+
+
+def test_rows_past_the_restored_step_are_cut(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        records.append(tmp_path / "metrics.jsonl", {"step": step})
+    records.cut_after(tmp_path, 2)
+    assert [row["step"] for row in records.read_rows(tmp_path / "metrics.jsonl")[0]] == [1, 2]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.json"
+    records.write_atomic(path, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        records.write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_directory_belongs_to_one_run(tmp_path: Path) -> None:
+    records.open_run(tmp_path / "run", tiny())
+    records.open_run(tmp_path / "run", tiny(steps=20, log_every=3))
+    assert records.load_config(tmp_path / "run").steps == 20
+    with pytest.raises(UserError, match="seed: 0 -> 1"):
+        records.open_run(tmp_path / "run", tiny(seed=1))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="not a run directory"):
+        records.open_run(tmp_path / "other", tiny())
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+
+
+def test_a_cooldown_fixes_the_length(tmp_path: Path) -> None:
+    records.open_run(tmp_path, tiny(**{"optimizer.cooldown": 0.2}))
+    with pytest.raises(UserError, match="cannot change its length"):
+        records.open_run(tmp_path, tiny(**{"optimizer.cooldown": 0.2, "steps": 20}))
+
+
+def test_status_follows_the_files(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert records.status(run) == "waiting"
+    records.open_run(run, tiny())
+    assert records.status(run) == "waiting"
+    records.append(run / "lives.jsonl", {"steps": 8})
+    assert records.status(run) == "started"
+    records.fail(run, "two\nlines")
+    assert records.status(run) == "failed"
+    assert (run / "FAILED").read_text() == "two lines\n"
+    records.finish(run, {"steps": 8})
+    assert records.status(run) == "done"
+    assert json.loads((run / "DONE").read_text()) == {"steps": 8}
+
+
+@pytest.mark.parametrize("text, words", [("{", "is not JSON"), ('{"steps": 1, "modle": 2}', "unknown key modle")])
+def test_a_broken_config_is_one_line_that_names_the_file(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        records.load_config(tmp_path)
+    assert "config.json" in str(caught.value)

@@ -1,0 +1,147 @@
+"""A run that is killed ends with the numbers of a run that was not, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny
+
+from sd3_jax import config as configs
+from sd3_jax import records
+from sd3_jax.config import RunConfig
+from sd3_jax.errors import UserError
+from sd3_jax.train import Diverged, train
+from sd3_jax.training import checkpoint, sharding
+from sd3_jax.training.step import make_init
+
+ENVIRON = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+
+def command(config: RunConfig, run_dir: Path, folder: Path) -> list[str]:
+    path = folder / f"{run_dir.name}.json"
+    path.write_text(json.dumps(configs.to_dict(config)))
+    return [sys.executable, "-m", "sd3_jax.cli", "train", str(path), "--run", str(run_dir)]
+
+
+def final_state(run_dir: Path) -> list[np.ndarray]:
+    config = records.load_config(run_dir)
+    mesh = sharding.make_mesh(config.mesh, config.batch)
+    shapes = jax.eval_shape(make_init(config, 8), jnp.uint32(0))
+    step = checkpoint.saved_steps(run_dir / "checkpoints")[-1]
+    state = checkpoint.restore(run_dir / "checkpoints", step, shapes, sharding.state_shardings(mesh, shapes))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def history(run_dir: Path) -> list[dict]:
+    rows, skipped = records.read_rows(run_dir / "metrics.jsonl")
+    assert skipped == 0
+    timing = ("seconds", "images_per_second", "mfu")
+    return [{key: value for key, value in row.items() if key not in timing} for row in rows]
+
+
+def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path) -> None:
+    config = tiny(steps=12, checkpoint_seconds=0.0)  # a checkpoint after every step
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(config, whole, tmp_path), env=ENVIRON, check=True, capture_output=True)
+
+    process = subprocess.Popen(command(config, broken, tmp_path), env=ENVIRON, stdout=subprocess.DEVNULL)
+    while 3 not in (saved := checkpoint.saved_steps(broken / "checkpoints")) and max(saved, default=0) < 3:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert records.status(broken) == "started"
+    with open(broken / "metrics.jsonl", "a") as file:
+        file.write('{"split": "train", "step": 9')  # and its last line is half a line
+
+    subprocess.run(command(config, broken, tmp_path), env=ENVIRON, check=True, capture_output=True)
+    lives, _ = records.read_rows(broken / "lives.jsonl")
+    assert len(lives) == 2
+    assert 3 <= lives[1]["resumed_from"] < 12
+    assert history(broken) == history(whole)
+    for ours, theirs in zip(final_state(broken), final_state(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "constant"
+    train(tiny(keep_steps=[6], **{"evaluation.budgets": [5e7, 1e15]}), run_dir)
+    return run_dir
+
+
+def test_records_say_what_was_planned_and_spent(finished: Path) -> None:
+    rows = history(finished)
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 9))
+    cost = rows[0]["flops"]
+    measured = {row["step"]: row["budgets"] for row in rows if row["split"] == "validation"}
+    last_within = int(5e7 // cost)
+    assert measured[last_within] == [5e7]  # the last step within the budget; the other lies beyond the run
+    assert [step for step, budgets in measured.items() if budgets] == [last_within]
+    assert {row["weights"] for row in rows if row["split"] == "validation"} == {"raw", "ema"}
+    summary = json.loads((finished / "DONE").read_text())
+    assert summary["flops"] == summary["flops_planned"] == 8 * cost
+
+
+def test_a_finished_run_is_left_alone(finished: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    train(records.load_config(finished), finished)
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert len(records.read_rows(finished / "lives.jsonl")[0]) == 1
+
+
+def test_a_branch_equals_the_run_that_cools_down_from_the_start(finished: Path, tmp_path: Path) -> None:
+    config = tiny(**{"evaluation.budgets": [5e7, 1e15], "optimizer.cooldown": 0.25})
+    branch, whole = tmp_path / "branch", tmp_path / "whole"
+    train(config, branch, branch_from=finished)
+    train(config, whole)
+    assert records.read_rows(branch / "lives.jsonl")[0][0]["resumed_from"] == 6
+    late = [row for row in history(whole) if row["step"] > 6]
+    assert history(branch) == late
+    assert {row["phase"] for row in late if row["split"] == "validation"} == {"cooldown"}
+    for ours, theirs in zip(final_state(branch), final_state(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(UserError, match="not the same run"):
+        train(tiny(**{"optimizer.cooldown": 0.25, "seed": 1}), tmp_path / "other", branch_from=finished)
+
+
+def test_a_longer_run_goes_on_and_another_run_is_refused(finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = tiny(steps=4)
+    train(config, run_dir)
+    train(tiny(), run_dir)
+    assert [row["step"] for row in history(run_dir) if row["split"] == "train"] == list(range(1, 9))
+    assert [life["resumed_from"] for life in records.read_rows(run_dir / "lives.jsonl")[0]] == [0, 4]
+    before = (run_dir / "config.json").read_bytes()
+    with pytest.raises(UserError, match="batch: 16 -> 32"):
+        train(tiny(batch=32), run_dir)
+    assert (run_dir / "config.json").read_bytes() == before
+    for ours, theirs in zip(final_state(run_dir), final_state(finished), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_divergence_stops_the_run_says_why_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    config = tiny(checkpoint_seconds=0.0, **{"optimizer.learning_rate": 10.0, "optimizer.clip_norm": 0, "steps": 400})
+    config = configs.resolve(configs.to_dict(config), {"model.qk_norm": False, "optimizer.drops": [[5, 1e30]]})
+    with pytest.raises(Diverged, match="not finite"):
+        train(config, tmp_path / "run")
+    assert records.status(tmp_path / "run") == "failed"
+    assert "not finite" in (tmp_path / "run" / "FAILED").read_text()
+    assert all(np.isfinite(leaf).all() for leaf in final_state(tmp_path / "run"))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(tiny(steps=4), run_dir)
+    manifest = run_dir / "checkpoints" / "4" / "_METADATA"
+    manifest.write_text("{")
+    with pytest.raises(UserError, match="cannot be restored"):
+        train(tiny(), run_dir)
