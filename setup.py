@@ -44,6 +44,7 @@ setup(
             "pandas-stubs",
             "scipy-stubs",
             "nbclient",
+            "pytest-xdist",
             "nbformat",
             "ipykernel",
         ],
