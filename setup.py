@@ -38,8 +38,8 @@ setup(
         "tpu-plan": ["libtpu"],
         "dev": [
             "pytest>=8",
-            "ruff>=0.12",
-            "mypy>=1.15",
+            "ruff==0.17.6",
+            "mypy==2.4.1",
             "types-PyYAML",
             "pandas-stubs",
             "scipy-stubs",

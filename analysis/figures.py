@@ -195,7 +195,7 @@ def _cooldowns(
     left: Axes, right: Axes, runs: pd.DataFrame, colours: Mapping[Any, Any], weights: str
 ) -> list[dict[str, Any]]:
     ends = cooldown_ends(runs, weights)  # type: ignore[arg-type]
-    keys = ["run", "depth", "step", "images", "flops", "loss", "loss_se"]
+    keys = ["run", "depth", "step", "images", "flops", "loss", "loss_se", "offset"]
     drawn = [dict(zip(keys, row, strict=True)) for row in ends[keys].itertuples(index=False)]
     for end in drawn:
         for axes, x in ((left, end["step"]), (right, end["flops"])):
@@ -213,7 +213,7 @@ def _limits(left: Axes, right: Axes, numbers: Mapping[str, Any]) -> None:
     steps = [step for c in numbers["curves"] for step in c["step"]]
     lowest = min(*fitted, *ends) if ends else min(fitted)
     if numbers["frontier"]:
-        lowest = max(min(lowest, *numbers["frontier"]["loss"]), 0.8 * lowest)
+        lowest = max(min([lowest, *numbers["frontier"]["loss"]]), 0.8 * lowest)
     for axes, losses in ((left, [*shown, *ends]), (right, [*fitted, lowest])):
         low, high = min(losses), max(losses)
         room = (high / low) ** 0.06

@@ -40,7 +40,7 @@ FLAGS = {
     "frontier censored": "The envelope's winner is mostly the smallest or largest depth with data: no exponent is "
     "fitted to it.",
     "envelope too rough": "The minima along the envelope scatter too much to give their exponent to within 0.01.",
-    "minimum at the edge": "At some budgets the lowest loss is at the smallest or largest size: they are left out.",
+    "minimum at the edge": "Budgets whose lowest loss is at an edge of the sizes, or that too few reach, are out.",
 }
 REFUSING = {
     "E not identified",

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import pandas as pd
+
 from analysis.isoflop import IsoFlop
 from analysis.laws import CONSTANTS, EXPONENTS, FLAGS, Law
 from analysis.prediction import HoldOut
@@ -65,6 +67,11 @@ def held_out_sentence(hold_out: HoldOut) -> str:
         f"depth {hold_out.depth} held out: predicted {hold_out.error:+.1%} at its last step "
         f"({covered[hold_out.covered]}), rms {hold_out.rms:.1%} over its {hold_out.points} points"
     )
+
+
+def cooldown_lines(ends: pd.DataFrame) -> list[str]:
+    """What each cooldown gained over the constant rate at the same step."""
+    return [f"cooldown at depth {row.depth}: {row.offset:+.4f} to {row.loss:.4f}" for row in ends.itertuples()]
 
 
 def as_dict(law: Law, hold_out: HoldOut | None = None) -> dict[str, Any]:

@@ -198,9 +198,18 @@ def points_on_law(
 
 
 def cooldown_ends(runs: pd.DataFrame, weights: Literal["ema", "raw"] = "ema") -> pd.DataFrame:
-    """The last point of every run that ends in a cooldown: what annealing gains over the constant rate."""
-    rows = runs[(runs["weights"] == weights) & runs["cooldown"] & (runs["phase"] == "cooldown")]
-    return rows.sort_values("step").groupby("run", as_index=False).last().sort_values("depth", ignore_index=True)
+    """The last point of every run that ends in a cooldown.
+
+    ``offset`` is its loss less that of the constant-rate run of the same depth and seed at the same step: what
+    annealing gains, negative for a gain; NaN where there is no such run.
+    """
+    measured = runs[runs["weights"] == weights]
+    cooled = measured[measured["cooldown"] & (measured["phase"] == "cooldown")]
+    ends = cooled.sort_values("step").groupby("run", as_index=False).last()
+    cell = ["depth", "seed", "step"]
+    constant = measured[~measured["cooldown"]].groupby(cell)["loss"].mean()
+    matched = constant.reindex(pd.MultiIndex.from_frame(ends[cell])).to_numpy() if len(ends) else []
+    return ends.assign(offset=ends["loss"] - matched).sort_values("depth", ignore_index=True)
 
 
 def differences(runs: pd.DataFrame) -> list[str]:

@@ -19,6 +19,7 @@ from sd3_jax import config as configs
 from sd3_jax import platform, records, terminal
 from sd3_jax.errors import UserError
 from sd3_jax.experiments import find_sweep, load_experiment
+from sd3_jax.flops import total_steps
 
 app = typer.Typer(
     help="Scaling laws of text-to-image rectified-flow transformers: plan, run, read and extrapolate sweeps.",
@@ -105,7 +106,9 @@ def train(
 
     is_new = not run.exists()
     if os.environ.get("SD3_JAX_LOCKED") != str(run.resolve()):  # a sweep holds the lock of the cells it starts
-        records.open_run(run, config)
+        total_steps(config)
+        records.check_run(run, config)
+        run.mkdir(parents=True, exist_ok=True)
         if hold(run) is None:
             raise UserError(f"{run}: another process is running this run")
     try:
@@ -244,10 +247,18 @@ def fit(runs: RunsArgument, json_file: JsonOption = None) -> None:
     import analysis
     from analysis import report
 
-    points = analysis.points_on_law(_load_runs(runs))
+    table = _load_runs(runs)
+    points = analysis.points_on_law(table)
     law = analysis.fit_points(points)
     hold_out = _hold_out(points)
-    terminal.show(analysis.describe(law, hold_out), report.as_dict(law, hold_out), json_file)
+    other, cooled, curves = analysis.sensitivity(table), analysis.cooldown_ends(table), analysis.curves(points)
+    numbers = report.as_dict(law, hold_out) | {
+        "sensitivity": other.to_dict(orient="index"),
+        "cooldowns": cooled[["run", "depth", "step", "loss", "offset"]].to_dict(orient="records"),
+        "curves": {str(depth): curve._asdict() for depth, curve in curves.items()},
+    }
+    text = [analysis.describe(law, hold_out), *report.cooldown_lines(cooled), "under other choices:", other.to_string()]
+    terminal.show(text, numbers, json_file)
 
 
 @app.command()

@@ -130,7 +130,7 @@ class EvalConfig:
 class MeshConfig:
     """How a run executes. It may change between the lives of one run without changing what is computed."""
 
-    data: int = _bounded(-1, -1, 10**6)  # devices along the batch; -1: what is left
+    data: int = _bounded(-1, -1, 10**6)  # devices along the batch; -1: what fsdp leaves
     fsdp: int = _bounded(1, 1, 10**6)  # devices that large parameters are split over
     unroll: int = _bounded(1, 1, 1024)  # blocks per iteration of the scan over depth
     remat: Literal["none", "block"] = "none"  # block: recompute each block in the backward pass
@@ -157,6 +157,9 @@ class RunConfig:
     keep_steps: tuple[int, ...] = _bounded((), 1, 10**10)  # steps whose checkpoint is never deleted
 
 
+CAPTION_WORDS = 6  # slots of a caption: [count, colour, shape, relation, colour, shape]
+LEAST_CELL = 6  # pixels: five for a shape and one to the next
+LEAST_FREE = 32  # pixels: the smallest object is seven across
 LENGTHS = ("steps", "images", "flops")
 # What may differ between two lives of one run; everything else is its identity.
 FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", *LENGTHS)
@@ -193,6 +196,33 @@ def resolve(*overlays: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which would let the last of two equal keys win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Safe-loaded YAML. Raises UserError that says where for anything that is not: tags, equal keys, broken text."""
+    try:
+        return yaml.load(text, _Loader)  # a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{where}{line}: broken YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise UserError(f"{where}: broken YAML: nested too deeply") from None
+    except (ValueError, KeyError, IndexError, AttributeError):  # a scalar that is not what its tag or form says
+        raise UserError(
+            f"{where}: broken YAML: a value is not what its form says, such as the date 2020-13-45"
+        ) from None
+
+
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """``["model.depth=4", "seed=1"]`` as an overlay; values are read as YAML scalars or lists."""
     overlay = {}
@@ -200,10 +230,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {assignment!r}: expected key=value, for example --set model.depth=4")
-        try:
-            overlay[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {assignment!r}: the value is not a YAML scalar or list") from None
+        overlay[key.strip()] = read_yaml(text, f"--set {assignment!r}")
     return overlay
 
 
@@ -215,6 +242,11 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def identity(config: RunConfig) -> dict[str, Any]:
     """What makes two runs the same run: every field but how it executes and how long it is (flat, dotted)."""
     return {key: value for key, value in flatten(to_dict(config)) if key.partition(".")[0] not in FREE}
+
+
+def cooldown_start(config: OptimizerConfig, steps: int) -> int:
+    """The last step at the constant rate: where a cooldown begins, or the end."""
+    return steps - round(config.cooldown * steps)
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -305,7 +337,7 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
     if not isinstance(value, bool) and isinstance(value, int | float | str):
         with contextlib.suppress(ValueError):
             number = value if isinstance(value, int) else float(value)
-    if number is None or not math.isfinite(number):
+    if number is None or not abs(number) < math.inf:
         raise UserError(f"{name}: {value!r} is not {'a whole' if kind is int else 'a finite'} number")
     if kind is int and number != int(number):
         raise UserError(f"{name}: {value!r} is not a whole number")
@@ -347,8 +379,22 @@ def _check(config: RunConfig) -> None:
         )
     if data.text_parts > min(model.text_dim, model.pooled_dim):
         raise UserError(f"data.text_parts: {data.text_parts} parts do not fit model.text_dim or model.pooled_dim")
-    if data.layout == "grid" and (data.image_size % data.grid or data.grid**2 < 4):
+    if model.text_tokens < CAPTION_WORDS:
+        raise UserError(f"model.text_tokens: {model.text_tokens} is too few for a caption; at least {CAPTION_WORDS}")
+    if data.layout == "grid" and data.image_size % data.grid:
         raise UserError(f"data.grid: {data.grid} cells do not divide {data.image_size} pixels")
+    if data.layout == "grid" and data.image_size < LEAST_CELL * data.grid:
+        raise UserError(
+            f"data.grid: cells of {data.image_size / data.grid:g} pixels are too small to draw in; "
+            f"at most {data.image_size // LEAST_CELL} cells on a side at data.image_size {data.image_size}"
+        )
+    if data.layout == "free" and data.image_size < LEAST_FREE:
+        raise UserError(f"data.image_size: {data.image_size} is too small for layout free; at least {LEAST_FREE}")
+    if config.batch % (max(config.mesh.data, 1) * config.mesh.fsdp):
+        raise UserError(
+            f"batch: {config.batch} is not divisible by the mesh, "
+            f"data {config.mesh.data} x fsdp {config.mesh.fsdp} devices"
+        )
     for drop in config.optimizer.drops:
         if len(drop) != 2 or drop[0] < 1 or drop[1] <= 0:
             raise UserError(f"optimizer.drops: {list(drop)} is not [step, factor] with step >= 1 and factor > 0")

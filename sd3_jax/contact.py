@@ -28,7 +28,6 @@ def contact_sheet(config: RunConfig, number: int, out: Path) -> None:
     if out.suffix not in _FORMATS:
         raise UserError(f"{out}: is not the name of a picture; it ends in one of {', '.join(_FORMATS)}")
     data, model = config.data, config.model
-    scenes.validate(data, model)
 
     @jax.jit
     def sheet(examples: Int[Array, " n"]) -> tuple[scenes.Scene, Float[Array, "n H W 3"], Float[Array, "n H W 3"]]:

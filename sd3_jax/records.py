@@ -22,6 +22,7 @@ from typing import Any, Literal
 from sd3_jax import config as configs
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
+from sd3_jax.flops import total_steps
 
 Status = Literal["waiting", "started", "done", "failed"]
 
@@ -75,8 +76,11 @@ def check_run(run_dir: Path, config: RunConfig) -> None:
         changes = configs.difference(config, old)
         if changes:
             raise UserError(f"{run_dir}: holds another run ({'; '.join(changes)}): choose another directory")
-        if config.optimizer.cooldown and _lengths(old) != _lengths(config):
+        steps, before = total_steps(config), total_steps(old)
+        if config.optimizer.cooldown and steps != before:
             raise UserError(f"{run_dir}: a run with a cooldown cannot change its length")
+        if steps < before and status(run_dir) != "waiting":
+            raise UserError(f"{run_dir}: cannot be made shorter ({before} -> {steps} steps): choose another directory")
     elif names:
         raise UserError(f"{run_dir}: is not a run directory and not empty: choose another")
 
@@ -88,7 +92,7 @@ def open_run(run_dir: Path, config: RunConfig) -> None:
     cool down would change its length.
     """
     check_run(run_dir, config)
-    if (run_dir / "config.json").exists() and _lengths(load_config(run_dir)) != _lengths(config):
+    if (run_dir / "config.json").exists() and total_steps(load_config(run_dir)) != total_steps(config):
         (run_dir / "DONE").unlink(missing_ok=True)
     write_atomic(run_dir / "config.json", json.dumps(configs.to_dict(config), indent=1) + "\n")
 
@@ -100,8 +104,10 @@ def load_config(run_dir: Path) -> RunConfig:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{run_dir}: not a run directory (it has no config.json)") from None
-    except json.JSONDecodeError:
+    except ValueError:  # not JSON, or not UTF-8
         raise UserError(f"{path}: is not JSON") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: is not a JSON object")
     try:
         return configs.resolve(tree)
     except UserError as error:
@@ -114,7 +120,7 @@ def cut_after(run_dir: Path, step: int) -> None:
         path = run_dir / name
         if path.exists():
             rows, _ = read_rows(path)
-            write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+            write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", step + 1) <= step))
 
 
 def finish(run_dir: Path, summary: Mapping[str, Any]) -> None:
@@ -147,10 +153,6 @@ def find_runs(root: Path) -> list[Path]:
 def last_row(rows: Iterable[dict[str, Any]], split: str) -> dict[str, Any] | None:
     """The newest row of a split."""
     return max((row for row in rows if row.get("split") == split), key=lambda row: row["step"], default=None)
-
-
-def _lengths(config: RunConfig) -> list[Any]:
-    return [getattr(config, name) for name in configs.LENGTHS]
 
 
 def _plain(value: Any) -> Any:

@@ -22,8 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sd3_jax import config as configs
 from sd3_jax import flops, records
-from sd3_jax.config import RunConfig
-from sd3_jax.data import scenes
+from sd3_jax.config import RunConfig, cooldown_start
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import validation
 from sd3_jax.training import checkpoint, optimizer, sharding
@@ -44,7 +43,6 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
     """
     # --- what is asked for -----------------------------------------------------------------------------------
     steps = flops.total_steps(config)
-    scenes.validate(config.data, config.model)
     mesh = sharding.make_mesh(config.mesh, config.batch)
     records.open_run(run_dir, config)
     if records.status(run_dir) == "done":
@@ -60,13 +58,15 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
     shapes = jax.eval_shape(init, seed)
     shardings = sharding.state_shardings(mesh, shapes)
     source, start = _resume_point(config, run_dir, branch_from, steps)
+    if branch_from and source != run_dir and start < cooldown_start(config.optimizer, steps):
+        print(f"note: {branch_from} has no checkpoint at the cooldown: {run_dir} starts at {start}", file=sys.stderr)
     if source:
         state = checkpoint.restore(source / "checkpoints", start, shapes, shardings)
     else:
         state = jax.jit(init, out_shardings=shardings)(seed)
     records.cut_after(run_dir, start)
     rows, _ = records.read_rows(run_dir / "metrics.jsonl")
-    seconds_before = max((row["seconds"] for row in rows), default=0.0)
+    seconds_before = max((row.get("seconds", 0.0) for row in rows), default=0.0)
     records.append(run_dir / "lives.jsonl", _life(config, mesh, steps, start))
 
     # --- the functions of the loop ----------------------------------------------------------------------------
@@ -79,6 +79,7 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
     )
     evaluate = validation.make_eval(config, make_model(config.model, config.mesh), mesh)
     saver = checkpoint.Saver(run_dir / "checkpoints", config.keep_steps)
+    rate_of = optimizer.schedule(config.optimizer, config.model.width, steps)
     peak = flops.peak_flops(jax.devices()[0].device_kind)
     began = saved = time.monotonic()
 
@@ -105,21 +106,25 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
                 now = time.monotonic()
                 rate = len(pending) * config.batch / (now - tick)
                 mfu = rate * image_flops / (peak * jax.device_count()) if peak else None
-                record(step, "train", values | {"images_per_second": round(rate, 1), "mfu": mfu})
+                speed = {"learning_rate": float(rate_of(step - 1)), "images_per_second": round(rate, 1), "mfu": mfu}
+                record(step, "train", values | speed)
                 report(step, values["loss"], rate, mfu)
-                pending = []
-                if not all(math.isfinite(value) for value in values.values()):
+                scores = {}
+                if due:
+                    scores = {"raw": evaluate(state.params), "ema": evaluate(state.ema)}
+                if not all(math.isfinite(x) for x in (*values.values(), *(s["loss"] for s in scores.values()))):
                     saver.close()
-                    why = f"loss is not finite between steps {step - config.log_every} and {step}"
+                    why = f"loss is not finite between steps {step - len(pending) + 1} and {step}"
                     records.fail(run_dir, why)
                     raise Diverged(f"{run_dir}: {why}")
+                pending = []
                 if due:
                     labels = {
                         "phase": optimizer.phase(config.optimizer, step, steps),
                         "budgets": [budget for budget, at in budgets.items() if at == step],
                     }
-                    for weights, params in (("raw", state.params), ("ema", state.ema)):
-                        record(step, "validation", {"weights": weights, **evaluate(params), **labels})
+                    for weights, measured in scores.items():
+                        record(step, "validation", {"weights": weights, **measured, **labels})
                 if save:  # after the records of this step, which a resumed run would not write again
                     saver.save(step, state)
                     saved = time.monotonic()
@@ -152,7 +157,7 @@ def _resume_point(config: RunConfig, run_dir: Path, branch_from: Path | None, st
     changes = configs.difference(config, records.load_config(branch_from))
     if [change.partition(":")[0] for change in changes] != ["optimizer.cooldown"]:
         raise UserError(f"{branch_from}: not the same run without a cooldown ({'; '.join(changes) or 'no difference'})")
-    limit = optimizer.cooldown_start(config.optimizer, steps)
+    limit = cooldown_start(config.optimizer, steps)
     parents = [step for step in checkpoint.saved_steps(branch_from / "checkpoints") if step <= limit]
     return (branch_from, parents[-1]) if parents else (None, 0)
 

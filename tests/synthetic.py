@@ -19,6 +19,7 @@ BENCH = {
     "model.pooled_dim": 48,
     "model.time_dim": 64,
     "data.image_size": 24,
+    "data.layout": "grid",
     "data.downsample": 8,
     "optimizer.warmup_steps": 50,
     "optimizer.learning_rate": 4e-3,

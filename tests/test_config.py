@@ -61,6 +61,16 @@ def test_a_configuration_survives_its_dictionary() -> None:
         ({"model.patch": 3}, ["model.patch", "3"]),
         ({"model.latent_channels": 300}, ["model.latent_channels", "192"]),
         ({"images": 10}, ["steps", "images"]),
+        ({"steps": 10**400}, ["steps"]),
+        ({"model.text_tokens": 5}, ["model.text_tokens: 5", "at least 6"]),
+        ({"data.layout": "grid", "data.grid": 7}, ["data.grid: 7"]),
+        ({"data.layout": "grid", "data.image_size": 40, "data.grid": 8}, ["model.latent_size"]),
+        (
+            {"data.layout": "grid", "data.image_size": 40, "data.grid": 8, "model.latent_size": 5, "model.patch": 1},
+            ["cells of 5 pixels", "at most 6 cells"],
+        ),
+        ({"data.image_size": 24, "model.latent_size": 3, "model.patch": 1}, ["data.image_size: 24", "at least 32"]),
+        ({"batch": 12, "mesh.fsdp": 8}, ["batch: 12", "fsdp 8"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_key_and_value(overlay: dict, words: list[str]) -> None:
@@ -75,6 +85,13 @@ def test_bad_input_is_one_line_that_names_key_and_value(overlay: dict, words: li
 def test_no_length_is_an_error() -> None:
     with pytest.raises(UserError, match="exactly one of steps, images and flops"):
         resolve({})
+
+
+@pytest.mark.parametrize("text", ["!!int abc", "2020-13-45", "!!bool x", "{a: 1, a: 2}", "[1", "!!python/name:os.x"])
+def test_values_that_are_no_yaml_are_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="broken YAML") as caught:
+        parse_assignments([f"seed={text}"])
+    assert "\n" not in str(caught.value)
 
 
 def test_set_without_equals_sign() -> None:

@@ -62,6 +62,17 @@ def test_a_cooldown_fixes_the_length(tmp_path: Path) -> None:
         records.open_run(tmp_path, tiny(**{"optimizer.cooldown": 0.2, "steps": 20}))
 
 
+def test_a_run_that_was_started_is_never_shortened(tmp_path: Path) -> None:
+    records.open_run(tmp_path, tiny())
+    records.open_run(tmp_path, tiny(steps=6))  # never started: nothing to lose
+    records.append(tmp_path / "lives.jsonl", {"steps": 6})
+    records.finish(tmp_path, {"steps": 6})
+    with pytest.raises(UserError, match="cannot be made shorter"):
+        records.open_run(tmp_path, tiny(steps=5))
+    records.open_run(tmp_path, tiny(images=6 * 16))  # the same length, said otherwise
+    assert records.status(tmp_path) == "done"
+
+
 def test_status_follows_the_files(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert records.status(run) == "waiting"
@@ -77,7 +88,10 @@ def test_status_follows_the_files(tmp_path: Path) -> None:
     assert json.loads((run / "DONE").read_text()) == {"steps": 8}
 
 
-@pytest.mark.parametrize("text, words", [("{", "is not JSON"), ('{"steps": 1, "modle": 2}', "unknown key modle")])
+@pytest.mark.parametrize(
+    "text, words",
+    [("{", "is not JSON"), ("[1]", "is not a JSON object"), ('{"steps": 1, "modle": 2}', "unknown key modle")],
+)
 def test_a_broken_config_is_one_line_that_names_the_file(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=words) as caught:

@@ -64,6 +64,10 @@ def test_cooldown_ends(root):
     ends = analysis.cooldown_ends(analysis.load(root))
     assert list(ends["depth"]) == [2, 3, 4]
     assert (ends["step"] == 1000).all()
+    runs = analysis.load(root)
+    for end in ends.itertuples():
+        same = (runs["run"] == f"d{end.depth:02d}-s{end.seed}") & (runs["step"] == 1000) & (runs["weights"] == "ema")
+        assert end.offset == pytest.approx(end.loss - runs[same]["loss"].item())
 
 
 def test_points_after_a_drop_are_flagged(tmp_path):

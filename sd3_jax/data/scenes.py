@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from sd3_jax.config import DataConfig, ModelConfig
 from sd3_jax.data.autoencoder import decode, encode
-from sd3_jax.data.captions import SLOTS, VOCABULARY, caption, caption_words, embed_captions, unconditional
+from sd3_jax.data.captions import VOCABULARY, caption, caption_words, embed_captions, unconditional
 from sd3_jax.data.composition import (
     BACKGROUNDS,
     COLORS,
@@ -25,7 +25,6 @@ from sd3_jax.data.composition import (
     draw,
 )
 from sd3_jax.data.rendering import render
-from sd3_jax.errors import UserError
 
 __all__ = [
     "BACKGROUNDS",
@@ -51,11 +50,7 @@ __all__ = [
     "example_key",
     "render",
     "unconditional",
-    "validate",
 ]
-
-_LEAST_CELL = 6  # pixels: five for the shape and one to the next
-_LEAST_FREE = 32  # pixels: the smallest object is seven across
 
 # Domains of randomness: what is trained on, validated on and evaluated on never shares a key.
 TRAIN, VALIDATION, EVALUATION = range(3)
@@ -90,16 +85,3 @@ def batch(keys: Key[Array, "b"], data: DataConfig, model: ModelConfig, dropout: 
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout, (data.text_parts,)))(split[:, 1])
     tokens, pooled = embed_captions(jax.vmap(caption_words)(scenes), dropped, model, data.text_parts)
     return Batch(encode(images, data, model.latent_channels), tokens, pooled)
-
-
-def validate(data: DataConfig, model: ModelConfig) -> None:
-    """Raise UserError where scenes cannot be drawn or said in this setting."""
-    if model.text_tokens < SLOTS:
-        raise UserError(f"model.text_tokens: {model.text_tokens} is too few for a caption; at least {SLOTS}")
-    if data.layout == "grid" and data.image_size < _LEAST_CELL * data.grid:
-        raise UserError(
-            f"data.grid: cells of {data.image_size / data.grid:g} pixels are too small to draw in; "
-            f"at most {data.image_size // _LEAST_CELL} cells on a side at data.image_size {data.image_size}"
-        )
-    if data.layout == "free" and data.image_size < _LEAST_FREE:
-        raise UserError(f"data.image_size: {data.image_size} is too small for layout free; at least {_LEAST_FREE}")

@@ -83,8 +83,8 @@ def run(
     Raises UserError, before anything runs, if a run directory holds something else.
     """
     prepare(cells, runs_dir)
-    open_cells = sum(state.state not in ("done", "failed") for state in _states(cells, runs_dir))
-    slots = _slots(default_workers(open_cells) if workers is None else workers, runs_dir)
+    # As many workers for the last cell as for all: with other cores a resumed run would differ in its last digits.
+    slots = _slots(default_workers(len(cells)) if workers is None else workers, runs_dir)
     book = _Book()
     cells = _by_priority(cells)
     with _stoppable(), _progress(console, cells, runs_dir) as report:
@@ -115,7 +115,7 @@ def retry(
 
 
 def default_workers(cells: int, environ: Mapping[str, str] = os.environ) -> int:
-    """One on an accelerator; on CPU one per core, but no more than there are cells to run."""
+    """One on an accelerator; on CPU one per core, but no more than there are cells."""
     return 1 if platform.has_accelerator(dict(environ)) else max(1, min(len(platform.cores()), cells))
 
 

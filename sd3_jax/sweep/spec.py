@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sd3_jax import config as configs
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
@@ -94,23 +92,17 @@ def cells(experiment: Mapping[str, Any], common: Mapping[str, Any], entries: lis
 
 
 def branch_step(config: RunConfig) -> int:
-    """The step after which the rate of a run with a cooldown begins to fall: steps - round(cooldown * steps)."""
-    steps = total_steps(config)
-    return steps - round(config.optimizer.cooldown * steps)
+    """The step after which the rate of a run with a cooldown begins to fall."""
+    return configs.cooldown_start(config.optimizer, total_steps(config))
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The document, with the types of its three sections checked."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: broken YAML: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise UserError(f"{path}: broken YAML: nested too deeply") from None
+    document = configs.read_yaml(text, str(path))
     if document is None:
         raise UserError(f"{path}: is empty; a sweep has the keys {', '.join(_KEYS)}")
     if not isinstance(document, dict):

@@ -1,6 +1,8 @@
 """Orbax checkpoints of a train state: one folder a step, written whole or not at all."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,28 @@ class Saver:
         """Start to save ``state`` as ``step``; what was being saved before is committed first."""
         if step in saved_steps(self.directory):
             return
-        self.checkpointer.wait_until_finished()
-        self._prune()
-        self.checkpointer.save(self.directory / str(step), state, force=True)
+        with self._disk():
+            self.checkpointer.wait_until_finished()
+            self._prune()
+            self.checkpointer.save(self.directory / str(step), state, force=True)
 
     def close(self) -> None:
         """Wait until everything is committed."""
-        self.checkpointer.wait_until_finished()
-        self._prune()
-        self.checkpointer.close()
+        with self._disk():
+            self.checkpointer.wait_until_finished()
+            self._prune()
+            self.checkpointer.close()
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Orbax and TensorStore report a full or forbidden disk as one of several exceptions, at length."""
+        try:
+            yield
+        except (ValueError, RuntimeError, OSError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise UserError(
+                f"{self.directory}: cannot save a checkpoint ({reason}); the last good one is kept"
+            ) from None
 
     def _prune(self) -> None:
         if jax.process_index() == 0:

@@ -16,16 +16,13 @@ SMALL = 2**18  # numbers; smaller parameters are replicated
 
 
 def make_mesh(config: MeshConfig, batch: int, among: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (or those given) as data x fsdp; -1 means what is left.
+    """All devices (or those given) as data x fsdp; data = -1 means what is left.
 
     Raises UserError if they, or the batch, do not divide.
     """
     devices = len(among or jax.devices())
     data, fsdp = config.data, config.fsdp
-    if 0 in (data, fsdp) or (data, fsdp) == (-1, -1):
-        raise UserError(f"mesh: data {data} x fsdp {fsdp} is no mesh; at most one may be -1 (what is left), none 0")
     data = devices // fsdp if data == -1 else data
-    fsdp = devices // data if fsdp == -1 else fsdp
     if data * fsdp != devices:
         raise UserError(f"mesh: data {config.data} x fsdp {config.fsdp} does not fit {devices} devices")
     if batch % devices:

@@ -50,7 +50,7 @@ def make_init(config: RunConfig, steps: int) -> Any:
     optim = optimizer.make(config.optimizer, config.model.width, steps)
 
     def init(seed: UInt32[Array, ""]) -> TrainState:
-        params = init_params(config.model, jax.random.fold_in(jax.random.key(seed), INIT))
+        params = init_params(config.model, jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), INIT))
         return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optim.init(params))
 
     return init
