@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.shapes = 4
     config.data.colors = 10
     config.batch = 64
-    config.steps = 2000
+    config.steps = 1500
     config.optimizer.learning_rate = 8e-3
     config.optimizer.reference_width = 64
     config.optimizer.warmup_steps = 50

@@ -22,6 +22,7 @@ CELLS = "cells: [{model.depth: 2}]"
 def sd3(capsys, tmp_path, monkeypatch):
     """Run the command line in this process, in an empty directory: (status, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(platform, "prepare", lambda *_: None)
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -103,8 +104,8 @@ BAD_SWEEPS = {
         ["entries 1 and 1 give the same cell twice"],
     ),
     "same by another name": (
-        "experiment: scenes_cpu\ncells: [{optimizer.learning_rate: [2e-3, 4e-3]}, {seed: 0}]",
-        ["entries 1 and 2 give the same cell twice: d04-lr4.0e-03-s0 and d04-s0"],
+        "experiment: scenes_cpu\ncells: [{optimizer.learning_rate: [4e-3, 8e-3]}, {seed: 0}]",
+        ["entries 1 and 2 give the same cell twice: d04-lr8.0e-03-s0 and d04-s0"],
     ),
     "unknown experiment": (f"experiment: scenes_gpuu\n{CELLS}", ["no experiment 'scenes_gpuu'; shipped: scenes_gpu, "]),
     "missing file": (f"experiment: sub/none.py\n{CELLS}", ["sub/none.py: no such experiment file"]),
@@ -220,7 +221,9 @@ def test_a_file_in_the_way_is_one_line(tmp_path):
 def test_a_mesh_that_the_devices_cannot_fill_is_one_line(tmp_path):
     arguments = ["train", "scenes_cpu", "--run", "r", "--set", "mesh.data=3", "--set", "steps=2"]
     done = sd3_process(*arguments, cwd=tmp_path, JAX_PLATFORMS="cpu")
-    assert_one_line(done.returncode, done.stdout, done.stderr, "mesh: data 3 x fsdp 1")
+    assert_one_line(done.returncode, done.stdout, done.stderr, "batch: 64", "data 3 x fsdp 1")
+    done = sd3_process(*arguments, "--set", "batch=63", cwd=tmp_path, JAX_PLATFORMS="cpu")
+    assert_one_line(done.returncode, done.stdout, done.stderr, "mesh: data 3 x fsdp 1 does not fit 1 devices")
     assert tree(tmp_path) == []
 
 

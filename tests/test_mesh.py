@@ -33,7 +33,7 @@ def single() -> tuple[list[float], dict[str, float]]:
     return run(MeshConfig(), 1)
 
 
-@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4)])
+@pytest.mark.parametrize("data, fsdp", [(2, 4), pytest.param(8, 1, marks=pytest.mark.slow)])
 def test_eight_devices_agree_with_one(
     single: tuple[list[float], dict[str, float]], data: int, fsdp: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

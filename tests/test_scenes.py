@@ -255,9 +255,9 @@ def test_an_example_does_not_depend_on_its_batch():
     whole, again, few = (batch(some, 0.464) for some in (keys, keys, keys[:3]))
     for ours, repeat, part in zip(whole, again, few, strict=True):
         np.testing.assert_array_equal(ours, repeat)
-        np.testing.assert_allclose(ours[:3], part, atol=1e-6)
+        np.testing.assert_allclose(ours[:3], part, rtol=1e-6, atol=1e-6)  # a latent sums 192 pixels
     assert len({np.asarray(x).tobytes() for x in whole.x0}) == 4000
-    assert [x.shape for x in whole] == [(4000, 6, 6, 16), (4000, 8, 64), (4000, 50)]
+    assert [x.shape for x in whole] == [(4000, 3, 3, 16), (4000, 8, 64), (4000, 50)]
 
 
 def test_example_keys_differ_in_every_argument_and_may_be_traced():

@@ -13,11 +13,14 @@ from sd3_jax.training import sharding
 from sd3_jax.training.step import init_params, make_model
 
 
+fresh_params = jax.jit(lambda model: init_params(model, jax.random.key(0)), static_argnums=0)
+
+
 def test_a_model_that_says_zero_scores_the_targets_own_size() -> None:
     """v = 0 has the loss E||eps - x0||^2 at every level: the same for all of them but for their noise."""
     config = tiny(**{"evaluation.examples": 40})
     mesh = sharding.make_mesh(MeshConfig(), config.batch)
-    params = init_params(config.model, jax.random.key(0))  # the final layer is zero
+    params = fresh_params(config.model)  # the final layer is zero
     scores = validation.make_eval(config, make_model(config.model, config.mesh), mesh)(params)
     levels = [scores[f"loss_t{k}"] for k in range(9)]
     keys = jax.vmap(lambda i: scenes.example_key(0, scenes.VALIDATION, 0, i))(jnp.arange(40))
@@ -34,7 +37,7 @@ def test_it_is_the_same_for_every_run_seed_and_batch_but_not_for_every_evaluatio
     def score(**overlay) -> dict[str, float]:
         config = tiny(**overlay)
         mesh = sharding.make_mesh(MeshConfig(), config.batch, jax.devices()[:1])
-        params = init_params(config.model, jax.random.key(0))
+        params = fresh_params(config.model)
         params["final"]["bias"] = jnp.ones_like(params["final"]["bias"])
         return validation.make_eval(config, make_model(config.model, config.mesh), mesh)(params)
 

@@ -34,8 +34,8 @@ def make_mesh(config: MeshConfig, batch: int, among: Sequence[jax.Device] | None
 def parameter_spec(shape: tuple[int, ...], fsdp: int, stacked: bool) -> P:
     """The largest dimension that divides is split over fsdp, never the scanned depth axis; small ones are whole.
 
-    >>> parameter_spec((14, 960, 2880), 8, stacked=True)
-    PartitionSpec(None, None, 'fsdp')
+    >>> parameter_spec((14, 960, 2880), 8, stacked=True) == P(None, None, "fsdp")
+    True
     """
     if math.prod(shape) >= SMALL and fsdp > 1:
         for i in sorted(range(int(stacked), len(shape)), key=lambda i: -shape[i]):
