@@ -12,7 +12,6 @@ from sd3_jax.evaluation import validation
 from sd3_jax.training import sharding
 from sd3_jax.training.step import init_params, make_model
 
-
 fresh_params = jax.jit(lambda model: init_params(model, jax.random.key(0)), static_argnums=0)
 
 
