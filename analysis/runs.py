@@ -208,7 +208,7 @@ def cooldown_ends(runs: pd.DataFrame, weights: Literal["ema", "raw"] = "ema") ->
     ends = cooled.sort_values("step").groupby("run", as_index=False).last()
     cell = ["depth", "seed", "step"]
     constant = measured[~measured["cooldown"]].groupby(cell)["loss"].mean()
-    matched = constant.reindex(pd.MultiIndex.from_frame(ends[cell])).to_numpy() if len(ends) else []
+    matched: Any = constant.reindex(pd.MultiIndex.from_frame(ends[cell])).to_numpy() if len(ends) else []
     return ends.assign(offset=ends["loss"] - matched).sort_values("depth", ignore_index=True)
 
 
