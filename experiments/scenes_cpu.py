@@ -4,6 +4,9 @@ With f = 8 an image is 3 x 3 latent pixels of 16 channels, each a token and a ce
 (A token of 2 x 2 latent pixels at f = 4 holds 64 numbers, and a narrower model cannot carry their noise: its loss
 would measure that bottleneck.) A caption is 6 words. Heads are 8 wide, with RMSNorm on queries and keys. The best
 learning rate falls with the width at this scale (``sweeps/lr_check_cpu.yaml``), so the rate goes as 1 / width.
+
+Result of ``sweeps/figure8_cpu.yaml`` (records in ``results/figure8_cpu``): EMA validation loss 0.473, 0.446, 0.435,
+0.431, 0.425, 0.416 at depths 3 to 8 after 1,500 steps; depth 8, held out, predicted within 0.6 %.
 """
 
 import ml_collections
