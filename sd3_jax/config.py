@@ -335,9 +335,9 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
         raise UserError(f"{name}: {value!r} is not true or false")
     number = None
     if not isinstance(value, bool) and isinstance(value, int | float | str):
-        with contextlib.suppress(ValueError):
-            number = value if isinstance(value, int) else float(value)
-    if number is None or not abs(number) < math.inf:
+        with contextlib.suppress(ValueError, OverflowError):
+            number = value if isinstance(value, int) and abs(value) < 1e300 else float(value)
+    if number is None or not math.isfinite(number):
         raise UserError(f"{name}: {value!r} is not {'a whole' if kind is int else 'a finite'} number")
     if kind is int and number != int(number):
         raise UserError(f"{name}: {value!r} is not a whole number")

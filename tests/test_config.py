@@ -62,6 +62,7 @@ def test_a_configuration_survives_its_dictionary() -> None:
         ({"model.latent_channels": 300}, ["model.latent_channels", "192"]),
         ({"images": 10}, ["steps", "images"]),
         ({"steps": 10**400}, ["steps"]),
+        ({"optimizer.learning_rate": 10**400}, ["optimizer.learning_rate"]),
         ({"model.text_tokens": 5}, ["model.text_tokens: 5", "at least 6"]),
         ({"data.layout": "grid", "data.grid": 7}, ["data.grid: 7"]),
         ({"data.layout": "grid", "data.image_size": 40, "data.grid": 8}, ["model.latent_size"]),
