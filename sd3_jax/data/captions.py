@@ -1,6 +1,7 @@
 """Captions of scenes: six words for the model, a sentence for the reader, and frozen embeddings of the words."""
 
 import functools
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +9,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sd3_jax.config import ModelConfig
 from sd3_jax.data.composition import COLORS, RELATIONS, SHAPES, TASKS, Scene
+from sd3_jax.errors import UserError
 
 VOCABULARY = ("", "a", "two", "three", "four", "and", *RELATIONS, *COLORS, *SHAPES)  # 0 is padding
+COUNTS = {"a": 1, "two": 2, "three": 3, "four": 4}
 SLOTS = 6  # count or article, colour, shape, relation or "and", other colour, other shape
 _STATE_DIM = 64  # of word and position vectors inside an encoder
 
@@ -47,9 +50,39 @@ def sentence(words: np.ndarray) -> str:
     'a photo of a circle left of a star'
     """
     count, color, shape, joint, other_color, other = (VOCABULARY[word] for word in words)
-    plural = shape + ("es" if shape.endswith("s") else "s")
-    phrase = _noun(color, shape) if count == "a" else f"{count} {plural}"
+    phrase = _noun(color, shape) if count == "a" else f"{count} {_plural(shape)}"
     return f"a photo of {phrase}" + (f" {joint} {_noun(other_color, other)}" if other else "")
+
+
+def parse(text: str) -> Int[np.ndarray, "6"]:
+    """The six words of a sentence: the inverse of :func:`sentence`.
+
+    >>> sentence(parse("a photo of two crosses"))
+    'a photo of two crosses'
+
+    Raises UserError for a sentence that is not of this form.
+    """
+    noun = rf"(?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})"
+    one = re.fullmatch(rf"(?:a photo of )?an? {noun}(?: ({'|'.join(RELATIONS)}|and) an? {noun})?\.?", text.strip())
+    many = re.fullmatch(rf"(?:a photo of )?(two|three|four) ({'|'.join(map(_plural, SHAPES))})\.?", text.strip())
+    if one:
+        color, shape, joint, other_color, other = (word or "" for word in one.groups())
+        known = joint in ("", "and") if color or other_color else True  # relations are between shapes alone
+        one = one if known and (joint != "and" or bool(color) == bool(other_color)) and shape != other else None
+        words: tuple[str, ...] = ("a", color, shape, joint, other_color, other)
+    elif many:
+        shape = next(shape for shape in SHAPES if _plural(shape) == many[2])
+        words = (many[1], "", shape, "", "", "")
+    if not (one or many):
+        raise UserError(
+            f"{text!r} is not a caption of scenes, such as 'a photo of a red circle and a blue star', "
+            "'a photo of a ring left of a star' or 'a photo of three circles'"
+        )
+    return np.array([VOCABULARY.index(word) for word in words])
+
+
+def _plural(shape: str) -> str:
+    return shape + ("es" if shape.endswith("s") else "s")
 
 
 def _noun(color: str, shape: str) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "COLORS",
     "EVALUATION",
     "MAX_OBJECTS",
+    "PREFERENCE",
     "RELATIONS",
     "SHAPES",
     "TASKS",
@@ -52,8 +53,10 @@ __all__ = [
     "unconditional",
 ]
 
-# Domains of randomness: what is trained on, validated on and evaluated on never shares a key.
+# Domains of randomness: what is trained on, validated on and evaluated on never shares a key. (3 is the domain of
+# initial parameters, training.step.INIT.) PREFERENCE: the pairs that the proxy reward is trained and tested on.
 TRAIN, VALIDATION, EVALUATION = range(3)
+PREFERENCE = 4
 
 
 class Batch(NamedTuple):

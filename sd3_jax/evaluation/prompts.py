@@ -1,0 +1,193 @@
+"""What a model is asked to draw: scenes' own prompts in GenEval's six tasks, or a file of them.
+
+A prompt is GenEval's metadata for one caption. Everything is read off the six words of the caption, so a caption in
+a file says as much as one that is drawn.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from sd3_jax.config import DataConfig
+from sd3_jax.data import captions, composition
+from sd3_jax.errors import UserError
+
+IMAGES_A_PROMPT = 4  # GenEval's, where there are prompts enough
+# The tasks with what training shows, and those whose captions can say what it never does.
+GROUPS: tuple[tuple[str, composition.Split], ...] = (
+    *((task, "seen") for task in composition.TASKS),
+    ("colors", "unseen"),
+    ("position", "unseen"),
+    ("color_attr", "unseen"),
+)
+
+
+class Prompt(NamedTuple):
+    """A caption, what it asks for in GenEval's terms, and how many pictures of it are drawn."""
+
+    words: Int[np.ndarray, "6"]
+    metadata: dict[str, Any]
+    images: int
+
+    @property
+    def text(self) -> str:
+        """The caption as a sentence."""
+        return self.metadata["prompt"]
+
+
+def scene_prompts(data: DataConfig, images_per_task: int, seed: int = 0) -> list[Prompt]:
+    """Different prompts of every task, seen and unseen, with as many pictures in all for each task.
+
+    Prompts are drawn among all captions of a task, a quarter as many as pictures; a task that has fewer, as
+    ``single_object`` has with few shapes, has more pictures of each. A seed gives one frozen list; another one gives
+    a fresh list. Tasks of which nothing is held out (``data.held_out: 0``) have no unseen prompts.
+
+    Raises UserError for no pictures, or a seed out of range.
+    """
+    if images_per_task < 1:
+        raise UserError(f"images per task: {images_per_task} is not a number of pictures; at least 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"prompt seed: {seed} is out of range; valid: 0 to {2**32 - 1}")
+    wanted = max(1, images_per_task // IMAGES_A_PROMPT)
+    found = []
+    for index, (task, split) in enumerate(GROUPS):
+        words = captions_of(data, task, split)
+        chosen = np.random.RandomState([seed, index]).permutation(len(words))[:wanted]
+        images = np.diff(np.linspace(0, images_per_task, len(chosen) + 1).round().astype(int))
+        for i, number in zip(chosen, images, strict=True):
+            found.append(Prompt(words[i], metadata(words[i]) | {"split": split}, int(number)))
+    return found
+
+
+def captions_of(data: DataConfig, task: str, split: composition.Split) -> list[Int[np.ndarray, "6"]]:
+    """Every caption of a task that belongs to a split, in a fixed order."""
+    shapes, colors = composition.SHAPES[: data.shapes], composition.COLORS[: data.colors]
+    if task in ("single_object", "counting"):
+        counts = ["a"] if task == "single_object" else list(captions.COUNTS)[1:]
+        rows = [(count, "", shape, "", "", "") for count, shape in itertools.product(counts, shapes)]
+    elif task == "colors":
+        rows = [("a", color, shape, "", "", "") for color, shape in itertools.product(colors, shapes)]
+    else:
+        joints = composition.RELATIONS if task == "position" else ("and",)
+        pairs = itertools.permutations(colors, 2) if task == "color_attr" else [("", "")]
+        products = itertools.product(joints, itertools.permutations(shapes, 2), pairs)
+        rows = [("a", color, one, joint, its, other) for joint, (one, other), (color, its) in products]
+    held = _held_out(data)
+    words = [np.array([captions.VOCABULARY.index(word) for word in row]) for row in rows]
+    return [word for word in words if _split(word, held) == split]
+
+
+def metadata(words: Int[np.ndarray, "6"]) -> dict[str, Any]:
+    """GenEval's metadata of a caption: its task, the clauses that must and must not hold, the sentence.
+
+    >>> [clause for clause in metadata(captions.parse("a photo of a ring above a star"))["include"]]
+    [{'class': 'star', 'count': 1}, {'class': 'ring', 'count': 1, 'position': ['above', 0]}]
+    """
+    count, color, shape, joint, other_color, other = (captions.VOCABULARY[word] for word in words)
+    clause: dict[str, Any] = {"class": shape, "count": captions.COUNTS[count]}
+    other_clause: dict[str, Any] = {"class": other, "count": 1}
+    for one, its in ((clause, color), (other_clause, other_color)):
+        if its:
+            one["color"] = its
+    exclude: list[dict[str, Any]] = []
+    if joint in composition.RELATIONS:
+        tag, include = "position", [other_clause, clause | {"position": [joint, 0]}]
+    elif other:
+        tag, include = ("color_attr" if color and other_color else "two_object"), [clause, other_clause]
+    elif clause["count"] > 1:
+        tag, include = "counting", [clause]
+        exclude = [{"class": shape, "count": clause["count"] + 1}]
+    else:
+        tag, include = ("colors" if color else "single_object"), [clause]
+    excluded = {"exclude": exclude} if exclude else {}
+    return {"tag": tag, "include": include, **excluded, "prompt": captions.sentence(words)}
+
+
+def read_prompts(path: Path, data: DataConfig, images: int = IMAGES_A_PROMPT) -> list[Prompt]:
+    """The prompts of a file: a caption a line, or (``.jsonl``) an object a line with a ``prompt``, as GenEval's.
+
+    Raises UserError for a caption that scenes cannot show, or one that is given twice, naming the line; for text that
+    is not UTF-8; and for a file without prompts.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text") from None
+    found: list[Prompt] = []
+    where: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        text = _caption(line, f"{path}:{number}") if path.suffix == ".jsonl" else line.strip()
+        try:
+            words = captions.parse(text)
+            check_shown(words, data)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        described = metadata(words)
+        if described["prompt"] in where:
+            first = where[described["prompt"]]
+            raise UserError(f"{path}:{number}: the prompt of line {first} again: {text!r}; each may be given once")
+        where[described["prompt"]] = number
+        found.append(Prompt(words, described | {"split": split_of(words, data)}, images))
+    if not found:
+        raise UserError(f"{path}: holds no prompt; expected a caption a line, such as 'a photo of a red circle'")
+    return found
+
+
+def _caption(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # also a number of very many digits, and very deep nesting
+        raise UserError(f"{where}: is not JSON: {getattr(error, 'msg', 'too large a number or too deep')}") from None
+    if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str):
+        raise UserError(f"{where}: has no 'prompt', a sentence such as 'a photo of a red circle'")
+    return row["prompt"]
+
+
+def check_shown(words: Int[np.ndarray, "6"], data: DataConfig) -> None:
+    """Raises UserError for a shape or colour that this setting of scenes does not have."""
+    named = {captions.VOCABULARY[word] for word in words}
+    for kind, everything, shown in (
+        ("shape", composition.SHAPES, data.shapes),
+        ("colour", composition.COLORS, data.colors),
+    ):
+        for name in sorted(named & set(everything[shown:])):
+            raise UserError(f"the {kind} {name!r} is not in these scenes; there are {', '.join(everything[:shown])}")
+
+
+def split_of(words: Int[np.ndarray, "6"], data: DataConfig) -> composition.Split:
+    """Whether training ever shows what a caption says: its (shape, colour) pairs and its relation."""
+    return _split(words, _held_out(data))
+
+
+def _held_out(data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Where (shape, colour) and where (relation, shape, other shape) are held out."""
+    return (
+        composition.held_out_pairs(data.shapes, data.colors, data.held_out),
+        composition.held_out_relations(data.shapes, data.held_out),
+    )
+
+
+def _split(words: Int[np.ndarray, "6"], held: tuple[np.ndarray, np.ndarray]) -> composition.Split:
+    pairs, relations = held
+    _, color, shape, joint, other_color, other = (captions.VOCABULARY[word] for word in words)
+    for one, its in ((shape, color), (other, other_color)):
+        if its and pairs[composition.SHAPES.index(one), composition.COLORS.index(its)]:
+            return "unseen"
+    if joint in composition.RELATIONS:
+        row = composition.RELATIONS.index(joint), composition.SHAPES.index(shape), composition.SHAPES.index(other)
+        return "unseen" if relations[row] else "seen"
+    return "seen"
+
+
+def fingerprint(prompts: Iterable[Prompt]) -> str:
+    """Eight hex digits: equal for equal lists of prompts and numbers of pictures."""
+    text = json.dumps([[prompt.metadata, prompt.images] for prompt in prompts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
