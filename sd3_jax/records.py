@@ -5,7 +5,9 @@
     config.json     the resolved RunConfig
     lives.jsonl     one line per start: versions, device, mesh, plan (steps, images, flops), step resumed from
     metrics.jsonl   one line per measurement, split "train" or "validation"
+    evals.jsonl     one line per score of its pictures
     checkpoints/    Orbax
+    samples/        pictures in GenEval's layout, a folder for each step and setting, its name beginning with the step
     DONE | FAILED   DONE: what was planned and spent, as JSON; FAILED: why, in one line
 
 Rows are written whole, one to a line, by process 0; a line cut short by a crash is skipped by readers and
@@ -15,6 +17,7 @@ counted. Whole files are replaced, never edited.
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -114,13 +117,21 @@ def load_config(run_dir: Path) -> RunConfig:
         raise UserError(f"{path}: {error}") from None
 
 
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSONL file by these rows. Numbers that JSON lacks (nan, inf) become null."""
+    plain = ({key: _plain(value) for key, value in row.items()} for row in rows)
+    write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in plain))
+
+
 def cut_after(run_dir: Path, step: int) -> None:
-    """Drop the rows past ``step``, which a resumed run will write anew: a file never holds two histories."""
+    """Drop the rows and pictures past ``step``, which a resumed run will make anew: a run never holds two histories."""
     for name in ("metrics.jsonl", "evals.jsonl"):
         path = run_dir / name
         if path.exists():
-            rows, _ = read_rows(path)
-            write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", step + 1) <= step))
+            write_rows(path, (row for row in read_rows(path)[0] if row.get("step", step + 1) <= step))
+    for folder in (run_dir / "samples").glob("[0-9]*-*"):
+        if int(folder.name.partition("-")[0]) > step:
+            shutil.rmtree(folder)
 
 
 def finish(run_dir: Path, summary: Mapping[str, Any]) -> None:

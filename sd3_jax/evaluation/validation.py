@@ -72,11 +72,12 @@ def summarize(table: Float[np.ndarray, "examples levels"]) -> dict[str, float]:
 def due(config: RunConfig, step: int, steps: int, budget_steps: frozenset[int]) -> bool:
     """Is the validation loss measured after ``step`` updates?
 
-    At the log-spaced steps, every ``every`` steps, at the last step within each FLOP budget, and at the end. The
-    log-spaced grid does not depend on the run's length, so that a longer run measures at the same steps.
+    At the log-spaced steps, every ``every`` steps, at the last step within each FLOP budget, wherever a checkpoint is
+    kept (its pictures' scores belong to a loss), and at the end. The log-spaced grid does not depend on the run's
+    length, so that a longer run measures at the same steps.
     """
     spec = config.evaluation
-    if step == steps or step in budget_steps:
+    if step == steps or step in budget_steps or step in config.keep_steps:
         return True
     if step < spec.first_step:
         return False

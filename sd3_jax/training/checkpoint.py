@@ -68,14 +68,43 @@ def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
 
     Raises UserError if the checkpoint cannot be read.
     """
-    target = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
     path = directory.absolute() / str(step)
+    with _readable(path), ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(path, _target(shapes, shardings))
+    _check_step(path, int(state.step), step)
+    return state
+
+
+def restore_weights(directory: Path, step: int, name: str, shapes: Any, shardings: Any) -> Any:
+    """One field of the state, ``params`` or ``ema``, without reading the rest; arguments and errors of :func:`restore`.
+
+    ``shapes`` and ``shardings`` are those of the whole state.
+    """
+    path = directory.absolute() / str(step)
+    target = _target(shapes, shardings)
+    item = {name: getattr(target, name), "step": target.step}
+    arguments = ocp.checkpoint_utils.construct_restore_args(item)
+    with _readable(path), ocp.PyTreeCheckpointer() as checkpointer:
+        state = checkpointer.restore(
+            path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+        )
+    _check_step(path, int(state["step"]), step)
+    return state[name]
+
+
+def _target(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            state = checkpointer.restore(path, target)
+        yield
     except (ValueError, KeyError, OSError, TypeError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"{path}: cannot be restored ({reason}); delete it to go on from the one before") from None
-    if int(state.step) != step:
-        raise UserError(f"{path}: holds step {int(state.step)}, not {step}; delete it to go on from the one before")
-    return state
+
+
+def _check_step(path: Path, found: int, step: int) -> None:
+    if found != step:
+        raise UserError(f"{path}: holds step {found}, not {step}; delete it to go on from the one before")

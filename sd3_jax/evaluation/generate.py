@@ -1,0 +1,287 @@
+"""From a run's checkpoint to pictures on disk, in the layout that GenEval's evaluator reads.
+
+::
+
+    OUT/settings.json              what drew them: run, step, sampler, weights, seed, data
+    OUT/00000/metadata.jsonl       the prompt, one JSON object
+    OUT/00000/samples/0000.png     its pictures
+    OUT/00000/grid.png             all of them on one sheet
+
+The noise of a picture is a function of (seed, prompt, index): whatever else is drawn, in whatever batches, on
+whatever mesh, a prompt's picture starts from the same noise, in every run. Pictures are written whole or not at all,
+and those that are there are not drawn again.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8, UInt32
+from PIL import Image
+
+from sd3_jax import records
+from sd3_jax.config import RunConfig, to_dict
+from sd3_jax.data import scenes
+from sd3_jax.errors import UserError
+from sd3_jax.evaluation import prompts as asked
+from sd3_jax.evaluation.prompts import Prompt
+from sd3_jax.flops import total_steps
+from sd3_jax.flow import samplers
+from sd3_jax.training import checkpoint, sharding
+from sd3_jax.training.step import make_init, make_model
+
+Report = Callable[[int], None]  # how many pictures more are done
+BATCH = 128  # pictures at once, unless told
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How pictures are drawn from a velocity: Euler's method over a shifted grid of times, guided."""
+
+    steps: int = 25
+    guidance: float = 3.0  # 1: none
+    shift: float = 1.0  # resolution shift of the grid of times
+    weights: Literal["ema", "raw"] = "ema"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("steps", 1, 1000), ("guidance", 0, 100), ("shift", 0.01, 100), ("seed", 0, 2**32 - 1)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"{name}: {value} is out of range; valid: {low:,g} to {high:,g}")
+        if self.weights not in ("ema", "raw"):
+            raise UserError(f"weights: {self.weights!r} is not one of ema, raw")
+
+    @property
+    def name(self) -> str:
+        """What tells samplers apart, as part of a file name."""
+        shift = f"-shift{self.shift:g}" if self.shift != 1 else ""
+        return f"{self.weights}-euler{self.steps}-cfg{self.guidance:g}{shift}-seed{self.seed}"
+
+
+class Job(NamedTuple):
+    """One picture to be drawn."""
+
+    folder: int  # index of its prompt
+    number: int  # of the picture among those of its prompt
+    words: Int[np.ndarray, "6"]
+    text: str
+
+
+def steps_saved(run_dir: Path) -> list[int]:
+    """The steps that can be sampled, ascending. Raises UserError if there is none."""
+    found = checkpoint.saved_steps(run_dir / "checkpoints")
+    if not found:
+        raise UserError(f"{run_dir}: has no checkpoint to sample from; train it first, or restore its checkpoints/")
+    return found
+
+
+def folder_name(step: int, sampler: Sampler, prompts: Sequence[Prompt]) -> str:
+    """Where a run keeps these pictures, under its ``samples/``."""
+    return f"{step:07d}-{sampler.name}-{asked.fingerprint(prompts)}"
+
+
+def make_draw(config: RunConfig, mesh: Mesh, sampler: Sampler) -> Any:
+    """``draw(params, words [b 6], prompt [b], index [b]) -> uint8 pictures [b H W 3]``, jitted, on every process whole.
+
+    ``prompt`` is a number that stands for the prompt's text.
+    """
+    model, data = make_model(config.model, config.mesh), config.data
+    shape = (config.model.latent_size, config.model.latent_size, config.model.latent_channels)
+    grid = samplers.time_grid(sampler.steps, sampler.shift)
+
+    def draw(
+        params: Any, words: Int[Array, "b 6"], prompt: UInt32[Array, " b"], index: Int[Array, " b"]
+    ) -> UInt8[Array, "b H W 3"]:
+        key = jax.vmap(lambda p, i: scenes.example_key(sampler.seed, scenes.EVALUATION, p, i))(prompt, index)
+        noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)
+        dropped = jnp.zeros((len(words), data.text_parts), bool)
+        caption = scenes.embed_captions(words, dropped, config.model, data.text_parts)
+        nothing = scenes.unconditional(config.model, len(words))
+        conditional, unconditional = (
+            lambda z, t, text=text: model.apply({"params": params}, z, t, *text) for text in (caption, nothing)
+        )
+        latents = samplers.euler(samplers.guided(conditional, unconditional, sampler.guidance), noise, grid)
+        return to_uint8(scenes.decode(latents, data))
+
+    batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    return jax.jit(draw, in_shardings=(None, batch, batch, batch), out_shardings=whole)
+
+
+def to_uint8(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
+    """Pictures in [-1, 1] as 8-bit values; what is outside is clipped."""
+    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def load_weights(run_dir: Path, config: RunConfig, mesh: Mesh, step: int, weights: str) -> Any:
+    """The raw or averaged parameters of a checkpoint, sharded over the mesh; nothing else is read."""
+    shapes = jax.eval_shape(make_init(config, total_steps(config)), jax.ShapeDtypeStruct((), jnp.uint32))
+    name = "params" if weights == "raw" else "ema"
+    shardings = sharding.state_shardings(mesh, shapes)
+    return checkpoint.restore_weights(run_dir / "checkpoints", step, name, shapes, shardings)
+
+
+def sample(
+    run_dir: Path,
+    step: int,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    out: Path,
+    batch: int = BATCH,
+    report: Report = lambda pictures: None,
+    draw: Any = None,
+) -> Path:
+    """Draw what is not there yet of these prompts' pictures into ``out``, and return it.
+
+    ``draw``: the function of :func:`make_draw`, where several checkpoints of a run share it.
+
+    Raises UserError for a checkpoint that is not there, and where ``out`` holds pictures drawn otherwise.
+    """
+    config = records.load_config(run_dir)
+    saved = steps_saved(run_dir)
+    if step not in saved:
+        raise UserError(f"{run_dir}: has no checkpoint of step {step}; there are {', '.join(map(str, saved))}")
+    _open(out, _settings(run_dir, config, step, sampler, prompts), prompts)
+    jobs = _missing(out, prompts)
+    if not jobs:
+        return out
+    mesh = sharding.make_mesh(config.mesh, config.batch)
+    draw = draw or make_draw(config, mesh, sampler)
+    params = load_weights(run_dir, config, mesh, step, sampler.weights)
+    size = -(-min(batch, len(jobs)) // mesh.size) * mesh.size
+    for chunk in (jobs[i : i + size] for i in range(0, len(jobs), size)):
+        padded = [*chunk, *[chunk[-1]] * (size - len(chunk))]
+        words = np.stack([job.words for job in padded])
+        numbers = np.array([zlib.crc32(job.text.encode()) for job in padded], np.uint32)
+        images = np.asarray(draw(params, words, numbers, np.array([job.number for job in padded])))
+        if jax.process_index() == 0:
+            for job, image in zip(chunk, images, strict=False):
+                write_png(image_path(out, job.folder, job.number), image)
+        report(len(chunk))
+    if jax.process_index() == 0:
+        for folder in sorted({job.folder for job in jobs}):
+            _write_grid(out, folder, prompts[folder].images)
+    return out
+
+
+def image_path(out: Path, folder: int, index: int) -> Path:
+    """Where GenEval looks for a picture."""
+    return out / f"{folder:05d}" / "samples" / f"{index:04d}.png"
+
+
+def write_png(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Write a picture whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        Image.fromarray(image).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_png(path: Path) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+    """A picture and a checksum of its file. Raises UserError if it is missing or not a picture."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(image.convert("RGB")), zlib.crc32(content)
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow raises all of them
+        raise UserError(f"{path}: cannot be read as a picture; delete it and sample again") from None
+
+
+def read_folder(out: Path) -> Iterator[tuple[int, dict[str, Any], list[Path]]]:
+    """Each prompt of a folder in GenEval's layout: its number, its metadata and its pictures in order.
+
+    Raises UserError if there is none, or for metadata that is not a JSON object with a prompt.
+    """
+    folders = sorted(path for path in out.iterdir() if path.name.isdigit()) if out.is_dir() else []
+    if not folders:
+        raise UserError(f"{out}: holds no pictures in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png)")
+    for folder in folders:
+        path = folder / "metadata.jsonl"
+        try:
+            metadata = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: is missing") from None
+        except ValueError:
+            raise UserError(f"{path}: is not one JSON object") from None
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):
+            raise UserError(f"{path}: has no prompt")
+        images = sorted((p for p in (folder / "samples").glob("*.png") if p.stem.isdigit()), key=lambda p: int(p.stem))
+        yield int(folder.name), metadata, images
+
+
+def _settings(
+    run_dir: Path, config: RunConfig, step: int, sampler: Sampler, prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    return {
+        "run": run_dir.resolve().name,
+        "step": step,
+        "sampler": "euler",
+        **dataclasses.asdict(sampler),
+        "prompts": asked.fingerprint(prompts),
+        "images": sum(prompt.images for prompt in prompts),
+        "data": to_dict(config)["data"],
+    }
+
+
+def _open(out: Path, settings: dict[str, Any], prompts: Sequence[Prompt]) -> None:
+    """Make the folders, or check that the pictures that are there were drawn in the same way."""
+    path = out / "settings.json"
+    if path.exists():
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            old = {}
+        changes = [f"{key}: {old.get(key)} -> {new}" for key, new in settings.items() if old.get(key) != new]
+        if changes:
+            raise UserError(f"{out}: holds pictures drawn otherwise ({'; '.join(changes)}): choose another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty and holds no settings.json: choose another --out")
+    if jax.process_index() == 0:
+        records.write_atomic(path, json.dumps(settings, indent=1) + "\n")
+        for number, prompt in enumerate(prompts):
+            folder = out / f"{number:05d}"
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            metadata = folder / "metadata.jsonl"
+            if not metadata.exists():
+                records.write_atomic(metadata, json.dumps(prompt.metadata) + "\n")
+
+
+def _missing(out: Path, prompts: Sequence[Prompt]) -> list[Job]:
+    return [
+        Job(folder, index, prompt.words, prompt.text)
+        for folder, prompt in enumerate(prompts)
+        for index in range(prompt.images)
+        if not image_path(out, folder, index).exists()
+    ]
+
+
+def _write_grid(out: Path, folder: int, number: int) -> None:
+    images = [read_png(image_path(out, folder, index))[0] for index in range(number)]
+    write_png(out / f"{folder:05d}" / "grid.png", tile(np.stack(images), columns=4))
+
+
+def tile(images: UInt8[np.ndarray, "n H W 3"], columns: int) -> UInt8[np.ndarray, "X Y 3"]:
+    """Pictures on one white sheet, row by row, a thin line between them."""
+    n, height, width, _ = images.shape
+    gap = max(1, height // 24)
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        sheet[y : y + height, x : x + width] = image
+    return sheet
