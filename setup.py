@@ -29,12 +29,14 @@ setup(
         "pandas>=2.2",
         "matplotlib>=3.9",
         "jaxtyping>=0.3",
+        "pillow>=11",
         "pyyaml>=6",
         "rich>=13",
+        "safetensors>=0.5",
         "typer>=0.15",
     ],
     extras_require={
-        "encoders": ["torch>=2.9", "diffusers>=0.36", "safetensors"],
+        "encoders": ["torch>=2.9", "diffusers>=0.36"],
         "tpu-plan": ["libtpu"],
         "dev": [
             "pytest>=8",

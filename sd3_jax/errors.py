@@ -1,5 +1,9 @@
-"""The one exception that means "the user's input is wrong"."""
+"""The exceptions that the command line turns into one line and an exit status."""
 
 
 class UserError(Exception):
     """Bad input, said in one line: what, where, what would be valid. The command line exits with status 2."""
+
+
+class RunFailed(Exception):
+    """A run that was asked for properly and came to nothing, said in one line. Exit status 1."""

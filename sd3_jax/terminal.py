@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 from sd3_jax import records
 
@@ -70,3 +71,76 @@ def prediction_lines(best: Any) -> list[str]:
             f"loss {row.loss:.4f}{interval if math.isfinite(row.loss_low) else ''}{edge}"
         )
     return lines
+
+
+def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Scores of pictures: of one system task by task, of several one a line; each beside what chance scores."""
+    systems = dict.fromkeys((row["run"], row.get("step")) for row in rows)
+    if not systems:
+        return []
+    if len(systems) == 1:
+        return [_by_task(rows)]
+    chart = _chart(f"{rows[0].get('sampler', '')} {_sampler(rows[0])}")
+    for heading in ("run", "step", *_COLUMNS):
+        chart.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
+    for run, step in systems:
+        own = {(row["name"], row["group"]): row for row in rows if (row["run"], row.get("step")) == (run, step)}
+        values = [_value(own.get((name, "overall"))) for name in _COLUMNS.values()]
+        chart.add_row(run, "" if step is None else f"{step:,}", *values)
+    return [chart]
+
+
+_COLUMNS = {
+    "geneval": "scene-geneval",
+    "soft": "scene-geneval-soft",
+    "compbench": "scene-compbench",
+    "preferred": "proxy-preference",
+    "Elo": "proxy-preference-elo",
+}
+
+
+def _by_task(rows: Sequence[Mapping[str, Any]]) -> Table:
+    first = rows[0]
+    step = f", step {first['step']:,}" if first.get("step") is not None else ""
+    partial = f"; partial: {first['partial']}" if first.get("partial") else ""
+    chart = _chart(f"{first['run']}{step}{partial}")
+    for heading in ("score", "group", "value", "chance", "ceiling", "pictures"):
+        chart.add_column(heading, justify="left" if heading in ("score", "group") else "right", no_wrap=True)
+    for row in rows:
+        chance, ceiling = (_plus_minus(row.get(key), row.get(f"{key}_se")) for key in ("chance", "ceiling"))
+        chart.add_row(
+            row["name"], row["group"], _plus_minus(row["value"], row["se"]), chance, ceiling, f"{row.get('n', '')}"
+        )
+    return chart
+
+
+def _value(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if row["name"].endswith("-elo"):
+        return f"{row['value']:.0f} ± {row['se'] or 0:.0f}"
+    chance = f" ({row['chance']:.3f})" if row.get("chance") is not None else ""
+    return _plus_minus(row["value"], row["se"]) + chance + ("*" if row.get("partial") else "")
+
+
+def _plus_minus(value: float | None, error: float | None) -> str:
+    """A score and its standard error.
+
+    >>> _plus_minus(0.25, 0.02), _plus_minus(0.25, None), _plus_minus(None, None)
+    ('0.250 ± 0.020', '0.250', '')
+    """
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None and math.isfinite(error) else "")
+
+
+def _sampler(row: Mapping[str, Any]) -> str:
+    if "steps" not in row:
+        return "value ± standard error (chance)"
+    return (
+        f"{row['steps']} steps, guidance {row['guidance']:g}, {row['weights']} weights: value ± standard error (chance)"
+    )
+
+
+def _chart(title: str) -> Table:
+    return Table(title=title.strip(), title_justify="left", box=None, padding=(0, 2, 0, 0))

@@ -23,13 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sd3_jax import config as configs
 from sd3_jax import flops, records
 from sd3_jax.config import RunConfig, cooldown_start
-from sd3_jax.errors import UserError
+from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.evaluation import validation
 from sd3_jax.training import checkpoint, optimizer, sharding
 from sd3_jax.training.step import compute_dtype, make_draw, make_init, make_model, make_step
 
 
-class Diverged(Exception):
+class Diverged(RunFailed):
     """The loss stopped being a number. FAILED is written; the last good checkpoint is kept."""
 
 

@@ -105,7 +105,7 @@ BAD_SWEEPS = {
     ),
     "same by another name": (
         "experiment: scenes_cpu\ncells: [{optimizer.learning_rate: [4e-3, 8e-3]}, {seed: 0}]",
-        ["entries 1 and 2 give the same cell twice: d04-lr8.0e-03-s0 and d04-s0"],
+        ["entries 1 and 2 give the same cell twice: d04-lr4.0e-03-s0 and d04-s0"],
     ),
     "unknown experiment": (f"experiment: scenes_gpuu\n{CELLS}", ["no experiment 'scenes_gpuu'; shipped: scenes_gpu, "]),
     "missing file": (f"experiment: sub/none.py\n{CELLS}", ["sub/none.py: no such experiment file"]),
@@ -174,7 +174,7 @@ def test_experiments_are_found_relative_to_the_sweep(sd3, tmp_path):
         (["predict", "none", "--flops", "1e15"], ["none"]),
         (["predict", ".", "--flops=-1"], ["--flops"]),
         (["figure", "8", "none"], ["none"]),
-        (["figure", "9", "none"], ["no figure '9'; there is 8"]),
+        (["figure", "9", "none"], ["no figure '9'; there are 8"]),
         (["fit", "."], ["no run"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -84,10 +84,10 @@ def run(
     """
     prepare(cells, runs_dir)
     # As many workers for the last cell as for all: with other cores a resumed run would differ in its last digits.
-    slots = _slots(default_workers(len(cells)) if workers is None else workers, runs_dir)
+    slots = worker_environments(default_workers(len(cells)) if workers is None else workers, runs_dir)
     book = _Book()
     cells = _by_priority(cells)
-    with _stoppable(), _progress(console, cells, runs_dir) as report:
+    with stoppable(), _progress(console, cells, runs_dir) as report:
         try:
             while _advance(cells, runs_dir, slots, command, book, console) or book.running:
                 report(book)
@@ -213,7 +213,7 @@ def _by_priority(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda cell: -(cost[cell.name] + branches.get(cell.name, 0.0)))
 
 
-def _slots(workers: int, runs_dir: Path) -> list[dict[str, str]]:
+def worker_environments(workers: int, runs_dir: Path) -> list[dict[str, str]]:
     """The environment of each worker: its share of the cores, or of the GPUs, and the cache that all share."""
     if workers < 1:
         raise UserError(f"--workers: {workers} is not a number of workers")
@@ -241,7 +241,7 @@ def _shares(items: list[str], workers: int) -> list[str]:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """SIGTERM and SIGHUP end the sweep as Ctrl-C does, unless the process was started to ignore them."""
 
     def interrupt(signum: int, frame: object) -> None:

@@ -150,7 +150,9 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 def _is_named(key: str, choices: int, base: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
     """Whether a cell's name says the value: where it departs from the base, or is one of several and not nothing."""
-    if key in ("model.depth", "seed") or key.startswith("mesh.") or key not in values:
+    if key in ("model.depth", "seed") or key not in values:
+        return False
+    if key.partition(".")[0] in configs.FREE and key not in configs.LENGTHS:  # how it executes: not what it is
         return False
     return key not in base or values[key] != base[key] or (choices > 1 and bool(values[key]))
 

@@ -1,0 +1,70 @@
+"""The command line, ``sd3-jax``: the only place that knows both training and analysis.
+
+JAX and the analysis are imported inside the commands that need them, so that the others answer at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+import sd3_jax
+from sd3_jax.cli import pictures, reading, sweeps, training
+from sd3_jax.errors import RunFailed, UserError
+
+app = typer.Typer(
+    help="Scaling laws of text-to-image rectified-flow transformers: plan, run, read and extrapolate sweeps.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+COMMANDS = (
+    training.train,
+    training.scenes,
+    pictures.sample,
+    pictures.evaluate,
+    reading.fit,
+    reading.isoflop,
+    reading.predict,
+    reading.figure,
+)
+for _command in COMMANDS:
+    app.command()(_command)
+app.add_typer(sweeps.app, name="sweep")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="sd3-jax")
+    except UserError as error:
+        _die(str(error))
+    except RunFailed as error:
+        _die(str(error), status=1)
+    except OSError as error:
+        _die(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _die(message: str, status: int = 2) -> NoReturn:
+    print(f"sd3-jax: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"sd3-jax {sd3_jax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass

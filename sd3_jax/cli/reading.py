@@ -1,0 +1,138 @@
+"""Read the records of runs: laws, predictions, figures."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sd3_jax import terminal
+from sd3_jax.cli.options import JsonOption, RunsArgument
+from sd3_jax.errors import UserError
+
+
+def fit(runs: RunsArgument, json_file: JsonOption = None) -> None:
+    """Fit L = E + A / N^alpha + B / D^beta to the runs, with intervals, and predict the held-out largest depth.
+
+    Example: sd3-jax fit runs/figure8_cpu
+    """
+    import analysis
+    from analysis import report
+
+    table = _load_runs(runs)
+    points = analysis.points_on_law(table)
+    law = analysis.fit_points(points)
+    hold_out = _hold_out(points)
+    other, cooled, curves = analysis.sensitivity(table), analysis.cooldown_ends(table), analysis.curves(points)
+    numbers = report.as_dict(law, hold_out) | {
+        "sensitivity": other.to_dict(orient="index"),
+        "cooldowns": cooled[["run", "depth", "step", "loss", "offset"]].to_dict(orient="records"),
+        "curves": {str(depth): curve._asdict() for depth, curve in curves.items()},
+    }
+    text = [analysis.describe(law, hold_out), *report.cooldown_lines(cooled), "under other choices:", other.to_string()]
+    terminal.show(text, numbers, json_file)
+
+
+def isoflop(
+    runs: RunsArgument,
+    json_file: JsonOption = None,
+    figure_stem: Annotated[
+        Path | None, typer.Option("--figure", metavar="STEM", help="Also draw it: STEM.png, STEM.pdf, STEM.json.")
+    ] = None,
+) -> None:
+    """Find the best size at each FLOP budget, and how it grows with the budget.
+
+    Example: sd3-jax isoflop runs/isoflop_cpu --figure figures/isoflop_cpu
+    """
+    import analysis
+    from analysis import report
+
+    table = _load_runs(runs)
+    found = analysis.isoflop(table)
+    numbers = report.isoflop_numbers(found)
+    lines = terminal.isoflop_lines(found.budgets, found.exponents, found.ci95)
+    terminal.show([*lines, f"intervals: {found.how}", *numbers["sentences"]], numbers, json_file)
+    if figure_stem is not None:
+        drawing = analysis.isoflop_figure(table)
+        terminal.written(analysis.save(drawing.figure, drawing.numbers, figure_stem), json_file)
+
+
+def predict(
+    runs: RunsArgument,
+    flops: Annotated[list[float], typer.Option(help="Training FLOPs to be spent, C = 3F x images. May be repeated.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Predict the best depth, images and loss at a budget not yet spent.
+
+    Example: sd3-jax predict runs/figure8_cpu --flops 1e14
+    """
+    import analysis
+    from analysis import report
+
+    if not all(0 < budget < float("inf") for budget in flops):
+        raise UserError("--flops: a budget is a positive number")
+    points = analysis.points_on_law(_load_runs(runs))
+    law = analysis.fit_points(points)
+    hold_out = _hold_out(points)
+    best = analysis.implied(law, flops)
+    new = analysis.predict(law, best["params"], best["images"])
+    best = best.assign(loss_low=new.low, loss_high=new.high, reach=best["flops"] / law.ranges["flops"][1])
+    lines = terminal.prediction_lines(best)
+    if hold_out is not None:
+        lines.append(report.held_out_sentence(hold_out))
+    numbers = report.as_dict(law, hold_out)
+    value = {"predictions": best.to_dict(orient="records"), "law": numbers}
+    terminal.show([*lines, *numbers["sentences"]], value, json_file)
+
+
+def figure(
+    number: Annotated[str, typer.Argument(metavar="N", help="Which figure of the paper: 8 or 12.")],
+    runs: RunsArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write it.")] = Path("figures"),
+) -> None:
+    """Draw a figure of the paper from runs, as .png and .pdf, with every number drawn as .json.
+
+    8: loss against steps and FLOPs, and scores of pictures against loss. 12: the same prompts across depths and
+    steps. The pictures and their scores are those of sd3-jax evaluate.
+
+    Example: sd3-jax figure 8 runs/figure8_cpu
+    """
+    if number not in ("8", "12"):
+        raise UserError(
+            f"there is no figure {number!r}; there are 8 (loss against steps and FLOPs, scores against loss) "
+            "and 12 (the same prompts across depths and steps)"
+        )
+    import analysis
+
+    name = runs.resolve().name
+    if number == "12":
+        drawing = analysis.contact_sheet(runs)
+        name = f"{name}_pictures"
+    else:
+        table, scores = _load_runs(runs), None
+        try:
+            scores = analysis.load_scores(runs)
+        except UserError as error:
+            print(f"note: only the upper half is drawn: {error}", file=sys.stderr)
+        drawing = analysis.figure8(table, scores)
+    terminal.written(analysis.save(drawing.figure, drawing.numbers, out / name))
+
+
+def _load_runs(runs: Path) -> Any:
+    """The runs table; what was skipped is said on standard error."""
+    import analysis
+
+    table = analysis.load(runs)
+    for note in table.attrs.get("notes", []):
+        print(f"note: {note}", file=sys.stderr)
+    return table
+
+
+def _hold_out(points: Any) -> Any:
+    import analysis
+
+    try:
+        return analysis.hold_out_largest(points)
+    except UserError as error:  # too few depths to leave one out, which is no reason not to fit
+        print(f"note: nothing is held out: {error}", file=sys.stderr)
+        return None
