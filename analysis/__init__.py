@@ -6,39 +6,50 @@
     runs = analysis.load("runs/figure8_cpu")
     law = analysis.fit(runs)
     print(analysis.describe(law))
-    analysis.figure8(runs)
+    analysis.figure8(runs, analysis.load_scores("runs/figure8_cpu"))
 
 It reads run directories and nothing else, so anyone's runs can be analysed.
 """
 
+from analysis.correlation import Correlation, correlate
 from analysis.drawing import save
 from analysis.figures import figure8, isoflop_figure
 from analysis.frontier import envelope, implied, sizes
 from analysis.isoflop import isoflop
 from analysis.laws import Law, curves, fit, fit_points, sensitivity
+from analysis.links import Link, fit_link
 from analysis.prediction import hold_out_largest, predict
 from analysis.report import describe, rows
 from analysis.runs import cooldown_ends, load, load_train, points_on_law
+from analysis.scores import load_scores, score_points
+from analysis.sheets import contact_sheet
 
 __all__ = [
+    "Correlation",
     "Law",
+    "Link",
     "cooldown_ends",
+    "contact_sheet",
+    "correlate",
     "curves",
     "describe",
     "envelope",
     "figure8",
     "fit",
+    "fit_link",
     "fit_points",
     "hold_out_largest",
     "implied",
     "isoflop",
     "isoflop_figure",
     "load",
+    "load_scores",
     "load_train",
     "points_on_law",
     "predict",
     "rows",
     "save",
+    "score_points",
     "sensitivity",
     "sizes",
 ]

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import frontier, laws, prediction, report
+from analysis import frontier, laws, prediction, quality, report
 from analysis.drawing import STYLE, WIDTH, Drawing, counted, plain_log_ticks, save, scientific, sequential_colours
 from analysis.isoflop import IsoFlop, isoflop
 from analysis.runs import cooldown_ends, differences, points_on_law
@@ -25,14 +25,20 @@ BEYOND = 4.0  # the frontier is drawn to this many times the largest C
 
 
 def figure8(
-    runs: pd.DataFrame, out: str | Path | None = None, weights: str = "ema", skip: float = 0.1, resamples: int = 1000
+    runs: pd.DataFrame,
+    scores: pd.DataFrame | None = None,
+    out: str | Path | None = None,
+    weights: str = "ema",
+    skip: float = 0.1,
+    resamples: int = 1000,
 ) -> Drawing:
-    """Validation loss against training steps and against training FLOPs, with the joint law and its frontier.
+    """Validation loss against training steps and against training FLOPs, and scores of pictures against the loss.
 
     One colour for each depth, seeds as faint lines. In the right panel thin lines are the law at each depth, the
     black line is the frontier that it implies with its 95 % band, dashed where it leaves the data; open diamonds are
-    the ends of cooldowns. With fewer than three depths the curves are drawn without a law. ``out`` is a stem to
-    which :func:`save` writes .png, .pdf and .json. After the upper half of the paper's Figure 8.
+    the ends of cooldowns. With fewer than three depths the curves are drawn without a law. The lower panels, one for
+    each score that ``scores`` (of :func:`analysis.load_scores`) has, are :mod:`analysis.quality`'s; without scores
+    there are none. ``out`` is a stem to which :func:`save` writes .png, .pdf and .json. After the paper's Figure 8.
     """
     points = points_on_law(runs, weights, skip)  # type: ignore[arg-type]
     notes = list(points.attrs.get("notes", []))
@@ -57,18 +63,45 @@ def figure8(
     colours = sequential_colours(runs["depth"].unique())
     with matplotlib.rc_context(STYLE):
         figure = Figure()
-        left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.16})
+        panels = _panels_of(scores)
+        left, right, *lower = _grid(figure, len(panels))
         numbers["curves"] = loss_against_steps(left, runs, points, colours, weights)
         numbers |= loss_against_flops(right, points, colours, law)
         numbers["cooldown_ends"] = _cooldowns(left, right, runs, colours, weights)
         _limits(left, right, numbers)
         numbers["caption"] = _caption(law, hold_out, numbers)
+        if scores is not None and panels:
+            numbers["scores"] = []
+            for axes, (names, label) in zip(lower, panels.items(), strict=True):
+                drawn = quality.draw_panel(axes, scores, names, colours, resamples)
+                quality.finish_panel(axes, names, label, drawn)
+                numbers["scores"] += drawn
+            numbers["caption"] += "\n" + quality.caption(numbers["scores"], scores.attrs["setting"], CAPTION)
+            numbers["notes"] += [note for note in scores.attrs.get("notes", []) if note not in numbers["notes"]]
         handles = _depth_handles(runs, colours, numbers)
         columns = min(5, math.ceil(len(handles) / 2)) if len(handles) > 5 else len(handles)
-        _below(figure, handles, columns, numbers["caption"])
+        _below(figure, handles, columns, numbers["caption"], rows=2 if panels else 1)
     if out is not None:
         save(figure, numbers, out)
     return Drawing(figure, numbers)
+
+
+def _panels_of(scores: pd.DataFrame | None) -> dict[tuple[str, ...], str]:
+    """The lower panels that there are scores for."""
+    if scores is None:
+        return {}
+    there = set(scores["name"])
+    found = {tuple(name for name in names if name in there): label for names, label in quality.PANELS.items()}
+    return {names: label for names, label in found.items() if names}
+
+
+def _grid(figure: Figure, lower: int) -> list[Axes]:
+    """Two panels, and under them as many as there are scores."""
+    if not lower:
+        return list(figure.subplots(1, 2, gridspec_kw={"wspace": 0.16}))
+    rows = figure.add_gridspec(2, 1, hspace=0.32)
+    upper = rows[0].subgridspec(1, 2, wspace=0.16).subplots(squeeze=False)[0]
+    return [*upper, *rows[1].subgridspec(1, lower, wspace=0.36).subplots(squeeze=False)[0]]
 
 
 def loss_against_steps(
@@ -239,11 +272,11 @@ def _depth_handles(runs: pd.DataFrame, colours: Mapping[Any, Any], numbers: Mapp
     return handles
 
 
-def _below(figure: Figure, handles: list[Line2D], columns: int, caption: str) -> None:
-    """The legend and the caption under the panels; the page grows with them (all in inches)."""
+def _below(figure: Figure, handles: list[Line2D], columns: int, caption: str, rows: int = 1) -> None:
+    """The legend and the caption under the rows of panels; the page grows with them (all in inches)."""
     text = 0.137 * (caption.count("\n") + 1) + 0.08
     legend = 0.165 * math.ceil(len(handles) / columns) + 0.14
-    height = PANEL + 0.45 + legend + text
+    height = rows * PANEL + 0.45 + legend + text
     figure.set_size_inches(WIDTH, height)
     figure.subplots_adjust(left=0.085, right=0.98, top=1 - 0.13 / height, bottom=(text + legend + 0.45) / height)
     figure.legend(

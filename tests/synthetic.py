@@ -1,5 +1,6 @@
 """Synthetic sweeps: run directories as training writes them, with losses from a law that is known."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,4 +117,74 @@ def write_sweep(
             write_run(
                 root, bench_config(depth, 0, steps, **changes, **{"optimizer.cooldown": 0.2}), truth, noise, offset
             )
+    return root
+
+
+SETTING = {"sampler": "euler", "steps": 25, "guidance": 3.0, "shift": 1.0, "weights": "ema", "seed": 0}
+TASKS = {
+    "scene-geneval": ("single_object", "counting", "position"),
+    "scene-geneval-soft": ("single_object", "counting", "position"),
+    "scene-compbench": ("color", "numeracy"),
+    "proxy-preference": ("single_object", "counting", "position"),
+}
+
+
+def link(loss):
+    """The score that a loss stands for: a logistic from 0 to 1."""
+    return 1 / (1 + math.exp((loss - 0.34) / 0.03))
+
+
+def write_scores(root: Path, noise: float = 0.02, earlier: int = 2, prompts: int = 5, **changes) -> Path:
+    """Scores of every finished run under ``root``, at its last validation and ``earlier`` ones before, as evaluate
+    writes them: each task with its prompts, and the unweighted mean over tasks. ``noise`` is that of a prompt."""
+    for run_dir in records.find_runs(root):
+        rows, _ = records.read_rows(run_dir / "metrics.jsonl")
+        points = [row for row in rows if row["split"] == "validation" and row["weights"] == "ema"]
+        rng = np.random.default_rng(sum(run_dir.name.encode()))
+        written = []
+        for point in [*points[len(points) // 3 :: max(1, len(points) // 4)][:earlier], points[-1]]:
+            for name, tasks in TASKS.items():
+                written += _score_rows(name, tasks, point, noise, prompts, rng, changes)
+        records.write_rows(run_dir / "evals.jsonl", written)
+    return root
+
+
+def _score_rows(name, tasks, point, noise, prompts, rng, changes):
+    common = {"step": point["step"], "name": name, **SETTING, "prompt_list": "0a1b2c3d", "judge": 1}
+    extra = {} if name == "proxy-preference" else {"chance": 0.02, "chance_se": 0.0, "ceiling": 1.0, "ceiling_se": 0.0}
+    extra |= changes
+    rows, values, errors = [], [], []
+    for number, task in enumerate(tasks):
+        images = [1 + (k + number) % 3 for k in range(prompts)]
+        own = np.clip(link(point["loss"]) + noise * rng.standard_normal(prompts), 0, 1)
+        value = float(np.average(own, weights=images))
+        error = float(np.std(own, ddof=1) / math.sqrt(prompts))
+        rows.append(
+            {**common, "group": task, "value": value, "se": error, "n": sum(images), "prompts": prompts, **extra}
+            | {"by_prompt": own.tolist(), "images_by_prompt": images}
+        )
+        values.append(value)
+        errors.append(error)
+    total = {"n": sum(row["n"] for row in rows), "prompts": prompts * len(tasks)}
+    mean = {"value": float(np.mean(values)), "se": float(np.linalg.norm(errors) / len(errors))}
+    return [*rows, {**common, "group": "overall", **mean, **total, **extra, "by_prompt": [], "images_by_prompt": []}]
+
+
+def write_pictures(root: Path, prompts: int = 3, size: int = 8) -> Path:
+    """Pictures of every finished run under ``root``, at the steps of its scores, of one colour each."""
+    from PIL import Image
+
+    for run_dir in records.find_runs(root):
+        for step in sorted({row["step"] for row in records.read_rows(run_dir / "evals.jsonl")[0]}):
+            out = run_dir / "samples" / f"{step:07d}-ema"
+            setting = SETTING | {"run": run_dir.name, "step": step, "prompts": "0a1b2c3d", "images": prompts}
+            records.write_atomic(out / "settings.json", json.dumps(setting))
+            for number in range(prompts):
+                folder = out / f"{number:05d}"
+                (folder / "samples").mkdir(parents=True)
+                text = f"a photo of {('a ring', 'two crosses', 'a red star')[number % 3]}"
+                described = {"tag": f"task {number % 2}", "include": [], "prompt": text, "split": "seen"}
+                (folder / "metadata.jsonl").write_text(json.dumps(described))
+                colour = (step % 256, number * 40, 100)
+                Image.new("RGB", (size, size), colour).save(folder / "samples" / "0000.png")
     return root
