@@ -15,7 +15,9 @@ $(VENV)/ready: setup.py pyproject.toml
 
 figure8: setup
 	$(BIN)/sd3-jax sweep run figure8_cpu --runs runs/figure8_cpu
+	$(BIN)/sd3-jax evaluate runs/figure8_cpu
 	$(BIN)/sd3-jax figure 8 runs/figure8_cpu --out figures
+	$(BIN)/sd3-jax figure 12 runs/figure8_cpu --out figures
 
 check: setup
 	$(BIN)/ruff check .
