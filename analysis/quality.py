@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from analysis import links, propagation
 from analysis.association import Estimate
-from analysis.correlation import Correlation, correlate
+from analysis.correlation import FLAGS, Correlation, correlate
 from analysis.drawing import plain_log_ticks
 from analysis.links import Link
 from analysis.scores import OVERALL, score_points
@@ -177,6 +177,37 @@ def _correlation(found: Correlation) -> dict[str, Any]:
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
     return {"value": estimate.value, "ci95": [estimate.low, estimate.high], "p": estimate.p}
+
+
+def describe(name: str, relation: Relation) -> list[str]:
+    """A relation in words: what it says, each statistic with its interval, the link, and every flag's sentence."""
+    found, link = relation.correlation, relation.link
+    lines = [name, *(f"  {note}" for note in relation.notes)]
+    if found is not None:
+        lines.append(f"  {found.sentence}")
+        rows = {f"{key}, one point a depth": value for key, value in found.last._asdict().items()}
+        rows |= {f"{key}, all points": value for key, value in found.every._asdict().items()}
+        rows |= {
+            f"pearson given log C, all {found.n_points} points": found.partial,
+            "pearson within depths": found.within,
+        }
+        lines += [
+            f"  {key:38} {_span(_estimate(value))}" + (f", p = {value.p:.2g}" if math.isfinite(value.p) else "")
+            for key, value in rows.items()
+            if math.isfinite(value.value)
+        ]
+        if found.held_out is not None:
+            held = found.held_out
+            lines.append(
+                f"  depth {held.depth} held out: predicted {held.predicted:.3f} [{held.low:.3f}, {held.high:.3f}], "
+                f"measured {held.actual:.3f}"
+            )
+        lines += [f"  {flag}: {FLAGS[flag]}" for flag in found.flags]
+    if link is not None:
+        constants = ", ".join(f"{key} = {value:.4g} ± {link.se[key]:.2g}" for key, value in link.constants.items())
+        lines.append(f"  link loss -> score: {link.kind}, {constants}")
+        lines += [f"  {flag}: {links.FLAGS[flag]}" for flag in link.flags]
+    return lines
 
 
 def caption(drawn: list[dict[str, Any]], setting: Mapping[str, Any], width: int) -> str:

@@ -73,7 +73,7 @@ def prediction_lines(best: Any) -> list[str]:
     return lines
 
 
-def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     """Scores of pictures: of one system task by task, of several one a line; each beside what chance scores."""
     systems = dict.fromkeys((row["run"], row.get("step")) for row in rows)
     if not systems:
@@ -87,7 +87,11 @@ def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         own = {(row["name"], row["group"]): row for row in rows if (row["run"], row.get("step")) == (run, step)}
         values = [_value(own.get((name, "overall"))) for name in _COLUMNS.values()]
         chart.add_row(run, "" if step is None else f"{step:,}", *values)
-    return [chart]
+    compared = next((row for row in rows if "proxy_accuracy" in row), None)
+    if compared is None:
+        return [chart]
+    line = "preferred: to {reference}, by a proxy that tells {accuracy:.1%} of held-out pairs right"
+    return [chart, line.format(reference=compared["reference"], accuracy=compared["proxy_accuracy"])]
 
 
 _COLUMNS = {

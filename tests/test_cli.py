@@ -170,6 +170,7 @@ def test_experiments_are_found_relative_to_the_sweep(sd3, tmp_path):
         (["train", "none.json", "--run", "r"], ["none.json: no such experiment file"]),
         (["scenes", "scenes_cpu", "--out", "x.doc"], ["x.doc: is not the name of a picture"]),
         (["fit", "none"], ["none"]),
+        (["correlate", "none"], ["none"]),
         (["isoflop", "none"], ["none"]),
         (["predict", "none", "--flops", "1e15"], ["none"]),
         (["predict", ".", "--flops=-1"], ["--flops"]),

@@ -62,6 +62,31 @@ def test_the_figure_holds_what_the_runs_recorded(swept: Path) -> None:
     assert f"{last['loss']:.12g}" in {f"{value:.12g}" for value in _numbers(numbers)}
 
 
+@pytest.fixture(scope="module")
+def evaluated(swept: Path) -> Path:
+    arguments = ("--images-per-task", "8", "--sampler-steps", "2", "--no-preference")
+    done = sd3_jax("evaluate", "runs/small", *arguments, cwd=swept)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("d01-s0", "d02-s0", "d03-s0", "d01-cooldown0.25-s0"))
+    return swept
+
+
+def test_pictures_of_every_run_are_drawn_judged_and_shown(evaluated: Path) -> None:
+    for run in ("d01-s0", "d02-s0", "d03-s0", "d01-cooldown0.25-s0"):
+        pictures = evaluated.glob(f"runs/small/{run}/samples/0000040-*/*/samples/*.png")
+        assert len(list(pictures)) == 9 * 8
+    done = sd3_jax("figure", "8", "runs/small", "--out", "whole", cwd=evaluated)
+    assert done.returncode == 0, done.stderr
+    drawn = json.loads((evaluated / "whole/small.json").read_text())["scores"]
+    assert [one["name"] for one in drawn] == ["scene-geneval", "scene-geneval-soft", "scene-compbench"]
+    rows = [json.loads(line) for line in (evaluated / "runs/small/d03-s0/evals.jsonl").read_text().splitlines()]
+    soft = [row for row in rows if (row["name"], row["group"]) == ("scene-geneval-soft", "overall")]
+    assert soft[-1]["value"] in drawn[1]["value"]
+    done = sd3_jax("figure", "12", "runs/small", "--out", "whole", cwd=evaluated)
+    assert done.returncode == 0, done.stderr
+    assert (evaluated / "whole/small_pictures.png").read_bytes().startswith(b"\x89PNG")
+
+
 def _numbers(tree) -> list[float]:
     if isinstance(tree, dict):
         return [x for value in tree.values() for x in _numbers(value)]

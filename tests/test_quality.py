@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,36 @@ def test_the_link_is_the_one_that_made_the_scores(root, tmp_path):
         assert analysis.propagation.predict(relation.link, np.array([loss])).value[0] == pytest.approx(
             link(loss), abs=2e-3
         )
+
+
+def test_the_words_hold_the_numbers(scores):
+    relation = quality.relate(scores, "scene-compbench", resamples=50)
+    text = "\n".join(quality.describe("scene-compbench", relation))
+    found = relation.correlation
+    assert found.sentence in text
+    assert f"{found.partial.value:.2f}" in text
+    assert f"predicted {found.held_out.predicted:.3f}" in text
+    assert all(f"  {flag}: " in text for flag in (*found.flags, *relation.link.flags))
+
+
+def test_the_committed_sweep_says_what_the_readme_says():
+    """The records of the CPU sweep: softly above chance by five standard errors in every task."""
+    results = Path(analysis.__file__).parents[1] / "experiments" / "results" / "figure8_cpu"
+    table = load_scores(results)
+    largest = table[(table["run"] == "d08-s0") & table["last"]]
+    soft = largest[(largest["name"] == "scene-geneval-soft") & ~largest["group"].str.contains("overall|unseen")]
+    assert len(soft) == 6
+    assert (soft["above_chance"] > 5 * soft["above_chance_se"]).all()
+    strict = {run: table[(table["run"] == run) & table["last"]] for run in ("d03-s0", "d08-s0")}
+    overall = {
+        run: own[(own["name"] == "scene-geneval") & (own["group"] == "overall")]["value"].item()
+        for run, own in strict.items()
+    }
+    assert overall == pytest.approx({"d03-s0": 0.135, "d08-s0": 0.245}, abs=5e-4)
+    for name in ("scene-geneval", "scene-geneval-soft", "scene-compbench", "proxy-preference"):
+        found = quality.relate(table, name).correlation
+        assert found.last.spearman.p < 0.05
+        assert found.partial.high < 0
 
 
 def test_with_two_depths_there_is_no_correlation_and_it_is_said(tmp_path):

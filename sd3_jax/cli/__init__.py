@@ -28,6 +28,7 @@ COMMANDS = (
     reading.fit,
     reading.isoflop,
     reading.predict,
+    reading.correlate,
     reading.figure,
 )
 for _command in COMMANDS:

@@ -85,6 +85,34 @@ def predict(
     terminal.show([*lines, *numbers["sentences"]], value, json_file)
 
 
+def correlate(
+    runs: RunsArgument,
+    score: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of which score; of all unless given. May be repeated.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Does the validation loss predict the scores of pictures? Rank correlations, given compute, and held out.
+
+    The scores are those of sd3-jax evaluate.
+
+    Example: sd3-jax correlate runs/figure8_cpu
+    """
+    import analysis
+    from analysis import quality
+
+    table = analysis.load_scores(runs)
+    for note in table.attrs["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    names = score or [name for names in quality.PANELS for name in names if name in set(table["name"])]
+    lines, numbers = [], []
+    for name in names:
+        relation = quality.relate(table, name)
+        numbers.append(quality.numbers(name, relation))
+        lines += quality.describe(name, relation)
+    terminal.show(lines, numbers, json_file)
+
+
 def figure(
     number: Annotated[str, typer.Argument(metavar="N", help="Which figure of the paper: 8 or 12.")],
     runs: RunsArgument,
