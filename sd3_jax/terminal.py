@@ -74,24 +74,39 @@ def prediction_lines(best: Any) -> list[str]:
 
 
 def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """Scores of pictures: of one system task by task, of several one a line; each beside what chance scores."""
+    """Scores of pictures: of one system task by task, of several one a line; with what chance and truth would score."""
     systems = dict.fromkeys((row["run"], row.get("step")) for row in rows)
     if not systems:
         return []
     if len(systems) == 1:
         return [_by_task(rows)]
-    chart = _chart(f"{rows[0].get('sampler', '')} {_sampler(rows[0])}")
-    for heading in ("run", "step", *_COLUMNS):
-        chart.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
+    chart = _chart(_sampler(rows[0]))
+    chart.add_column("run", overflow="fold")
+    for heading in ("step", *_COLUMNS):
+        chart.add_column(heading, justify="right", no_wrap=True)
     for run, step in systems:
         own = {(row["name"], row["group"]): row for row in rows if (row["run"], row.get("step")) == (run, step)}
         values = [_value(own.get((name, "overall"))) for name in _COLUMNS.values()]
         chart.add_row(run, "" if step is None else f"{step:,}", *values)
+    lines = [_range(rows, key) for key in ("chance", "ceiling")]
     compared = next((row for row in rows if "proxy_accuracy" in row), None)
-    if compared is None:
-        return [chart]
-    line = "preferred: to {reference}, by a proxy that tells {accuracy:.1%} of held-out pairs right"
-    return [chart, line.format(reference=compared["reference"], accuracy=compared["proxy_accuracy"])]
+    if compared is not None:
+        line = "preferred: to {reference}, by a proxy that tells {accuracy:.1%} of held-out pairs right"
+        lines.append(line.format(reference=compared["reference"], accuracy=compared["proxy_accuracy"]))
+    partial = next((row["partial"] for row in rows if row.get("partial")), None)
+    return [chart, *filter(None, lines), *([f"* partial: {partial}"] if partial else [])]
+
+
+def _range(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    """What chance, or truth, scores: over all systems, as their pictures and prompts differ."""
+    parts = []
+    for heading, name in _COLUMNS.items():
+        own = [row for row in rows if (row["name"], row["group"]) == (name, "overall")]
+        values = [row[key] for row in own if row.get(key) is not None and math.isfinite(row[key])]
+        if values:
+            low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+            parts.append(f"{heading} {low}" + (f" to {high}" if high != low else ""))
+    return f"{key}: {', '.join(parts)}" if parts else ""
 
 
 _COLUMNS = {
@@ -104,17 +119,22 @@ _COLUMNS = {
 
 
 def _by_task(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One system's scores group by group; what each clause contributes is in its records alone."""
     first = rows[0]
     step = f", step {first['step']:,}" if first.get("step") is not None else ""
     partial = f"; partial: {first['partial']}" if first.get("partial") else ""
-    chart = _chart(f"{first['run']}{step}{partial}")
-    for heading in ("score", "group", "value", "chance", "ceiling", "pictures"):
-        chart.add_column(heading, justify="left" if heading in ("score", "group") else "right", no_wrap=True)
-    for row in rows:
-        chance, ceiling = (_plus_minus(row.get(key), row.get(f"{key}_se")) for key in ("chance", "ceiling"))
-        chart.add_row(
-            row["name"], row["group"], _plus_minus(row["value"], row["se"]), chance, ceiling, f"{row.get('n', '')}"
-        )
+    how = f": {_sampler(first)}" if "guidance" in first else ""
+    chart = _chart(f"{first['run']}{step}{how}{partial}")
+    chart.add_column("score")
+    chart.add_column("of", overflow="fold")
+    for heading in ("value", "chance", "ceiling", "pictures"):
+        chart.add_column(heading, justify="right", no_wrap=True)
+    for heading, name in ({"geneval": "scene-geneval", "lenient": "scene-geneval-lenient"} | _COLUMNS).items():
+        own = [row for row in rows if row["name"] == name]
+        for number, row in enumerate(own):
+            chance, ceiling = (_plus_minus(row.get(key), row.get(f"{key}_se")) for key in ("chance", "ceiling"))
+            label = "" if number else heading
+            chart.add_row(label, row["group"], _value(row), chance, ceiling, str(row.get("n", "")))
     return chart
 
 
@@ -122,28 +142,25 @@ def _value(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     if row["name"].endswith("-elo"):
-        return f"{row['value']:.0f} ± {row['se'] or 0:.0f}"
-    chance = f" ({row['chance']:.3f})" if row.get("chance") is not None else ""
-    return _plus_minus(row["value"], row["se"]) + chance + ("*" if row.get("partial") else "")
+        return f"{row['value']:.0f}±{row['se'] or 0:.0f}"
+    return _plus_minus(row["value"], row["se"]) + ("*" if row.get("partial") else "")
 
 
 def _plus_minus(value: float | None, error: float | None) -> str:
     """A score and its standard error.
 
     >>> _plus_minus(0.25, 0.02), _plus_minus(0.25, None), _plus_minus(None, None)
-    ('0.250 ± 0.020', '0.250', '')
+    ('0.250±0.020', '0.250', '')
     """
     if value is None or not math.isfinite(value):
         return ""
-    return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None and math.isfinite(error) else "")
+    return f"{value:.3f}" + (f"±{error:.3f}" if error is not None and math.isfinite(error) else "")
 
 
 def _sampler(row: Mapping[str, Any]) -> str:
-    if "steps" not in row:
-        return "value ± standard error (chance)"
-    return (
-        f"{row['steps']} steps, guidance {row['guidance']:g}, {row['weights']} weights: value ± standard error (chance)"
-    )
+    if "guidance" not in row:
+        return "value±standard error"
+    return f"{row['steps']} {row['sampler']} steps, guidance {row['guidance']:g}, {row['weights']} weights"
 
 
 def _chart(title: str) -> Table:
