@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny
+from tiny import tiny, write_checkpoints
 
 from sd3_jax import cli, compare, evaluate, platform, records
 from sd3_jax.config import to_dict
@@ -16,7 +16,6 @@ from sd3_jax.evaluation import generate, scene_judge, scores, truth
 from sd3_jax.evaluation.generate import Sampler
 from sd3_jax.evaluation.prompts import GROUPS, metadata
 from sd3_jax.sweep import evaluate as fan_out
-from sd3_jax.train import train
 
 REQUEST = Request(images_per_task=8, sampler=Sampler(steps=2))
 OPTIONS = ("--images-per-task", "8", "--sampler-steps", "2")
@@ -26,7 +25,7 @@ OPTIONS = ("--images-per-task", "8", "--sampler-steps", "2")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
-        train(tiny(steps=8, keep_steps=[4], seed=seed), root / f"d02-s{seed}")
+        write_checkpoints(root / f"d02-s{seed}", tiny(steps=8, keep_steps=[4], seed=seed), (4, 8))
     return root
 
 
@@ -152,18 +151,14 @@ def test_what_a_resumed_run_will_draw_anew_is_gone(rows, runs, tmp_path):
     assert {folder.name[:7] for folder in (path / "samples").iterdir()} == {"0000004"}
 
 
-def test_an_evaluation_that_was_due_when_a_run_was_killed_is_done_later(rows, runs, tmp_path):
-    path = tmp_path / "run"
-    shutil.copytree(runs / "d02-s0", path)
-    (path / "DONE").unlink()
-    (path / "evals.jsonl").unlink()
-    shutil.rmtree(path / "samples")
-    shutil.rmtree(path / "checkpoints" / "8")
-    records.cut_after(path, 4)
-    train(tiny(steps=8, keep_steps=[4]), path)
-    again = evaluate.evaluate_run(path, REQUEST)
-    key = [(row["step"], row["name"], row["group"]) for row in rows["d02-s0"]]
-    assert [(row["step"], row["name"], row["group"]) for row in again] == key
+def test_an_evaluation_that_was_due_when_a_run_was_killed_is_done_later(rows, tmp_path):
+    path, config = tmp_path / "run", tiny(steps=8, keep_steps=[4])
+    write_checkpoints(path, config, (4,))  # killed here, before anything was drawn
+    assert evaluate.due_steps(path) == [4]
+    write_checkpoints(path, config, (4, 6, 8))  # and gone on with; 6 is a checkpoint that will not be kept
+    assert evaluate.due_steps(path) == [4, 8]
+    later = evaluate.evaluate_run(path, REQUEST)
+    assert json.dumps(later) == json.dumps(rows["d02-s0"])
 
 
 # --- folders of pictures --------------------------------------------------------------------------------------------
