@@ -26,6 +26,7 @@ from analysis import association
 from analysis.association import CLOSED, MIN_POINTS, SIGMA, Estimate, Measures, Monotone
 from analysis.links import Link, effective_trials, fit_link
 from analysis.propagation import percentiles, predict, score_draws, with_draws
+from analysis.resampling import Resamples, Table, averaged, draw, resampled
 from sd3_jax.errors import UserError
 
 COLUMNS = ("run", "depth", "seed", "step", "flops", "loss", "value", "se", "last", "by_prompt", "weight", "group")
@@ -41,6 +42,8 @@ FLAGS = {
     "order violated": "Scores fall as the loss falls by more than two paired standard errors: at a last checkpoint, or "
     "in more pairs of points than chance alone would give (2.3 %).",
     "compute explains it": "Given log C, the partial correlation's interval holds zero, or it has the other sign.",
+    "size and steps explain it": "Given log C and log steps, the partial correlation's interval holds zero, or it has "
+    "the other sign: at equal compute what was trained longer has both the lower loss and the better score.",
     "loss follows compute": "Loss and log C are nearly collinear: a correlation given C cannot be told.",
     "no depth followed": "No depth has three checkpoints: there is no correlation within depths.",
     "uneven ends": "Last checkpoints of one depth are at different steps: their average is of unequal training.",
@@ -71,6 +74,7 @@ class Correlation:
     last: Measures  # last checkpoints, one for each depth: primary
     every: Measures  # all depths and steps
     partial: Estimate  # of loss and transformed score given log C, all points
+    beyond: Estimate  # the same given log C and log steps: given the size and how long it was trained
     within: Estimate  # about each depth's mean, depths with at least three steps
     within_depths: dict[int, float]
     monotone_last: Monotone
@@ -85,25 +89,6 @@ class Correlation:
     resamples: int
     flags: tuple[str, ...] = ()
     sentence: str = ""
-
-
-class _Table(NamedTuple):
-    """Points as arrays, runs of one (depth, step) averaged."""
-
-    depth: Int[np.ndarray, " m"]
-    log_flops: Float[np.ndarray, " m"]
-    loss: Float[np.ndarray, " m"]
-    value: Float[np.ndarray, " m"]
-    se: Float[np.ndarray, " m"]  # the mean over runs: they share prompts, so averaging need not lower it
-    by_prompt: Float[np.ndarray, "m p"]
-
-
-class _Resamples(NamedTuple):
-    """How often each depth is drawn, and the weight of each prompt."""
-
-    depths: Int[np.ndarray, " d"]
-    counts: Int[np.ndarray, "r d"]
-    prompts: Float[np.ndarray, "r p"]
 
 
 def correlate(
@@ -129,21 +114,22 @@ def correlate(
     n = ends["depth"].nunique()
     if n < MIN_DEPTHS:
         raise UserError(f"a correlation needs the last checkpoints of {MIN_DEPTHS} depths; there are {n}")
-    last, every = _averaged(ends, ["depth"]), _averaged(points, ["depth", "step"])
+    last, every = averaged(ends, ["depth"]), averaged(points, ["depth", "step"])
     rng = np.random.default_rng(seed)
     trials = float(np.median(effective_trials(every.value, every.se, default=len(weight))))
-    drawn = _draw(np.unique(every.depth), weight, group, resamples, rng)
+    drawn = draw(np.unique(every.depth), weight, group, resamples, rng)
     test = association.permutation_test(last.loss, _transformed(last.value, transform, trials), seed)
 
     primary = _measures(last, transform, trials, drawn, None if n > MIN_DEPTHS else 0)
     closed = association.closed_intervals(np.array([one.value for one in primary]), n)
     primary = Measures(*(one._replace(p=p, closed=c) for one, p, c in zip(primary, test[:3], closed, strict=True)))
-    partial, within, within_depths = _beyond_compute(every, transform, trials, drawn)
+    (partial, beyond), within, within_depths = _beyond_compute(every, transform, trials, drawn)
     found = Correlation(
         transform=transform,
         last=primary,
         every=_measures(every, transform, trials, drawn, len(drawn.depths)),
         partial=partial,
+        beyond=beyond,
         within=within,
         within_depths=within_depths,
         monotone_last=association.monotone(last.loss, last.by_prompt, weight, group),
@@ -188,15 +174,6 @@ def _checked(points: pd.DataFrame) -> tuple[Float[np.ndarray, " p"], Int[np.ndar
     return weight.astype(float), group
 
 
-def _averaged(points: pd.DataFrame, keys: list[str]) -> _Table:
-    """One row for each depth, or depth and step: the means over its runs."""
-    rows = []
-    for _, own in points.groupby(keys):
-        means = [np.log(own["flops"]).mean(), *(own[name].mean() for name in ("loss", "value", "se"))]
-        rows.append((int(own["depth"].iloc[0]), *means, np.mean(np.stack(own["by_prompt"].to_list()), axis=0)))
-    return _Table(*(np.array(column) for column in zip(*rows, strict=True)))
-
-
 def _transformed(value: Float[np.ndarray, "*r"], transform: str, trials: float) -> Float[np.ndarray, "*r"]:
     if transform == "identity":
         return value
@@ -204,40 +181,16 @@ def _transformed(value: Float[np.ndarray, "*r"], transform: str, trials: float) 
     return above - (np.log(trials * (1 - value) + 0.5) if transform == "logit" else math.log(trials + 1))
 
 
-def _draw(
-    depths: Int[np.ndarray, " d"],
-    weight: Float[np.ndarray, " p"],
-    group: Int[np.ndarray, " p"],
-    resamples: int,
-    rng: np.random.Generator,
-) -> _Resamples:
-    """Depths with replacement, and prompts with replacement within their group, whose total weight stays."""
-    counts = rng.multinomial(len(depths), np.full(len(depths), 1 / len(depths)), resamples)
-    prompts = np.empty((resamples, len(weight)))
-    for one in np.unique(group):
-        own = weight[group == one]
-        drawn = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), resamples) * own
-        total = drawn.sum(axis=1, keepdims=True)
-        prompts[:, group == one] = np.where(total > 0, drawn * own.sum() / np.where(total > 0, total, 1), own)
-    return _Resamples(depths, counts, prompts)
-
-
-def _resampled(table: _Table, drawn: _Resamples) -> tuple[Float[np.ndarray, "r m"], Float[np.ndarray, "r m"]]:
-    """The score of each point with the prompts of each resample, and how often the point's depth was drawn."""
-    place = np.searchsorted(drawn.depths, table.depth)
-    return drawn.prompts @ table.by_prompt.T, drawn.counts[:, place].astype(float)
-
-
 def _rows(
-    table: _Table, transform: str, trials: float, drawn: _Resamples
+    table: Table, transform: str, trials: float, drawn: Resamples
 ) -> tuple[Float[np.ndarray, "r+1 m"], Float[np.ndarray, "r+1 m"]]:
     """Transformed scores and counts of the points: as observed in the first row, as resampled in the others."""
-    values, counts = _resampled(table, drawn)
+    values, counts = resampled(table, drawn)
     scores = _transformed(np.vstack([table.value, values]), transform, trials)
     return scores, np.vstack([np.ones(len(table.loss)), counts])
 
 
-def _measures(table: _Table, transform: str, trials: float, drawn: _Resamples, clusters: int | None) -> Measures:
+def _measures(table: Table, transform: str, trials: float, drawn: Resamples, clusters: int | None) -> Measures:
     """The three correlations with bootstrap intervals; ``clusters`` as in _estimate."""
     found = association.correlations(table.loss, *_rows(table, transform, trials, drawn))
     return Measures(*(_estimate(one, clusters) for one in found))
@@ -256,16 +209,26 @@ def _estimate(rows: Float[np.ndarray, " r+1"], clusters: int | None) -> Estimate
 
 
 def _beyond_compute(
-    every: _Table, transform: str, trials: float, drawn: _Resamples
-) -> tuple[Estimate, Estimate, dict[int, float]]:
-    """The partial correlation given log C, the pooled correlation within depths, and that of each depth."""
+    every: Table, transform: str, trials: float, drawn: Resamples
+) -> tuple[tuple[Estimate, Estimate], Estimate, dict[int, float]]:
+    """Partial correlations given log C, and log C and log steps; that within depths, pooled and of each depth.
+
+    Of two controls one is taken out of all pairs first: r_xy.zw = (r_xy.z - r_xw.z r_yw.z) / sqrt(...).
+    """
     x, (y, counts), pearson = every.loss, _rows(every, transform, trials, drawn), association.pearson
-    r_xz, r_yz = pearson(x, every.log_flops, counts), pearson(every.log_flops, y, counts)
-    given = association.partial_correlation(pearson(x, y, counts), r_xz, r_yz)
-    partial = _estimate(np.where((counts > 0).sum(axis=1) < MIN_POINTS, np.nan, given), len(drawn.depths))
+    z, w, given = every.log_flops, every.log_step, association.partial_correlation
+    x_z, y_z, w_z = (pearson(one, z, counts) for one in (x, y, w))
+    xy, xw, yw = pearson(x, y, counts), pearson(x, w, counts), pearson(y, w, counts)
+    given_z = given(xy, x_z, y_z)
+    given_both = given(given_z, given(xw, x_z, w_z), given(yw, y_z, w_z))
+    enough = (counts > 0).sum(axis=1) >= np.array([[MIN_POINTS], [MIN_POINTS + 1]])
+    partial, beyond = (
+        _estimate(np.where(few, one, np.nan), len(drawn.depths))
+        for few, one in zip(enough, (given_z, given_both), strict=True)
+    )
     followed = [one for one in drawn.depths if (every.depth == one).sum() >= MIN_POINTS]
     if not followed:
-        return partial, Estimate(math.nan), {}
+        return (partial, beyond), Estimate(math.nan), {}
     x, y, use, own_r = x.copy(), y.copy(), np.isin(every.depth, followed), {}
     for one in followed:
         own = every.depth == one
@@ -273,12 +236,12 @@ def _beyond_compute(
         y[:, own] -= y[:, own].mean(axis=1, keepdims=True)
         own_r[int(one)] = float(pearson(x[own], y[0, own], np.ones(own.sum())))
     pooled = pearson(x[use], y[:, use], counts[:, use])
-    return partial, _estimate(pooled, len(followed) if len(followed) >= MIN_DEPTHS else 0), own_r
+    return (partial, beyond), _estimate(pooled, len(followed) if len(followed) >= MIN_DEPTHS else 0), own_r
 
 
 def _held_out(
-    last: _Table,
-    every: _Table,
+    last: Table,
+    every: Table,
     weight: Float[np.ndarray, " p"],
     group: Int[np.ndarray, " p"],
     resamples: int,
@@ -292,7 +255,7 @@ def _held_out(
     square root of the dispersion about the link, where that exceeds one.
     """
     largest = int(last.depth[-1])
-    rest = _Table(*(column[every.depth < largest] for column in every))
+    rest = Table(*(column[every.depth < largest] for column in every))
     depths = np.unique(rest.depth)
     if len(depths) < MIN_DEPTHS or len(np.unique(rest.loss)) < MIN_POINTS:
         return None
@@ -301,7 +264,7 @@ def _held_out(
     predicted = float(predict(link, loss).value)
     if not resamples:
         return HeldOutScore(largest, loss, actual, predicted, math.nan, math.nan, None, link)
-    values, counts = _resampled(rest, _draw(depths, weight, group, resamples, rng))
+    values, counts = resampled(rest, draw(depths, weight, group, resamples, rng))
     link = with_draws(link, counts, values, clusters=len(depths))
     noise = se * math.sqrt(max(1.0, link.dispersion))
     scores = score_draws(link, np.full((resamples, 1), loss))[:, 0] + noise * rng.standard_normal(resamples)
@@ -312,7 +275,7 @@ def _held_out(
 
 def _flags(found: Correlation, tied: bool, uneven: bool, collinear: bool) -> tuple[str, ...]:
     estimates = (*found.last, *found.every, found.partial)
-    opposite = found.partial.value * found.every.pearson.value < 0
+    raw = found.every.pearson.value
     raised = {
         "too few depths": found.smallest_p > 0.05,
         "few depths": found.n_depths < CLOSED,
@@ -321,7 +284,8 @@ def _flags(found: Correlation, tied: bool, uneven: bool, collinear: bool) -> tup
         "no difference resolved": found.monotone_last.resolved == 0,
         "order violated": found.monotone_last.violations > 0
         or found.monotone_every.violations > stats.norm.sf(SIGMA) * found.monotone_every.pairs,
-        "compute explains it": found.partial.low <= 0 <= found.partial.high or opposite,
+        "compute explains it": _explained(found.partial, raw),
+        "size and steps explain it": _explained(found.beyond, raw),
         "loss follows compute": collinear,
         "no depth followed": not found.within_depths,
         "resamples skipped": max(one.skipped for one in estimates) > 0.2 * found.resamples,
@@ -330,6 +294,10 @@ def _flags(found: Correlation, tied: bool, uneven: bool, collinear: bool) -> tup
         "hold-out missed": found.held_out is not None and found.held_out.covered is False,
     }
     return tuple(name for name, on in raised.items() if on)
+
+
+def _explained(partial: Estimate, raw: float) -> bool:
+    return partial.low <= 0 <= partial.high or partial.value * raw < 0
 
 
 def _sentence(found: Correlation) -> str:
@@ -347,13 +315,13 @@ def _sentence(found: Correlation) -> str:
     trend = "The score rises as the loss falls" if rho.value < 0 else "The score falls as the loss falls"
     if not math.isfinite(found.partial.value) or "loss follows compute" in found.flags:
         return f"{trend}: {numbers}; loss and compute cannot be told apart."
-    verdict = "it is not known whether compute alone explains it"
-    if math.isfinite(found.partial.low):
-        verdict = "so loss says more than compute"
-    if "compute explains it" in found.flags:
-        verdict = "so compute alone may explain it"
     given = f"given log C the partial correlation is {found.partial.value:.2f}{_span(found.partial)}"
-    return f"{trend}: {numbers}; {given}, {verdict}."
+    if "compute explains it" in found.flags or not math.isfinite(found.partial.low):
+        return f"{trend}: {numbers}; {given}, so compute alone may explain it."
+    given += f", given the steps too {found.beyond.value:.2f}{_span(found.beyond)}"
+    if "size and steps explain it" in found.flags or not math.isfinite(found.beyond.low):
+        return f"{trend}: {numbers}; {given}: beyond size and steps nothing is established."
+    return f"{trend}: {numbers}; {given}: the loss says more than size and steps do."
 
 
 def _span(estimate: Estimate) -> str:

@@ -42,6 +42,9 @@ def figure8(
     """
     points = points_on_law(runs, weights, skip)  # type: ignore[arg-type]
     notes = list(points.attrs.get("notes", []))
+    if scores is not None:
+        attrs, scores = scores.attrs, scores[scores["depth"].isin(runs["depth"].unique())]
+        scores.attrs = attrs
     law = hold_out = None
     try:
         law = laws.fit_points(points, resamples=resamples)

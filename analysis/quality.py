@@ -25,7 +25,7 @@ PANELS = {
     ("scene-compbench",): "scene-compbench",
     (PREFERENCE,): PREFERENCE,
 }
-SHORT = {"scene-geneval": "strict", "scene-geneval-soft": "soft"}
+MARKS = {"scene-geneval": "● strict:", "scene-geneval-soft": "▲ soft:"}
 
 
 class Relation(NamedTuple):
@@ -46,6 +46,7 @@ def relate(scores: pd.DataFrame, name: str, resamples: int = 1000) -> Relation:
     Raises UserError if there is no such score.
     """
     points = score_points(scores, name)
+    points["se"] = _errors(points)
     cooled = scores[(scores["name"] == name) & (scores["group"] == OVERALL) & scores["cooldown"] & scores["last"]]
     chance, ceiling = (float(points[key].astype(float).mean()) for key in ("chance", "ceiling"))
     low = chance if math.isfinite(chance) else 0.0  # a win rate has neither chance nor ceiling
@@ -57,15 +58,18 @@ def relate(scores: pd.DataFrame, name: str, resamples: int = 1000) -> Relation:
     except UserError as error:
         notes.append(f"{name}: no correlation: {error}")
     try:
-        link = links.fit_link(points["loss"], points["value"], _errors(points), lo=low, hi=high)
+        link = links.fit_link(points["loss"], points["value"], points["se"], lo=low, hi=high)
     except UserError as error:
         notes.append(f"{name}: no link: {error}")
     return Relation(points, cooled, correlation, link, chance, ceiling, tuple(notes))
 
 
 def _errors(points: pd.DataFrame) -> pd.Series:
-    """Standard errors, none of them zero: a score of 0 or 1 has no spread to tell its own."""
-    return points["se"].astype(float).clip(lower=float(0.5 / points["n"].max()))
+    """Standard errors; where there is none the median of the others: a score of 0 or 1 has no spread to tell its own,
+    and a reference wins half against itself without one."""
+    errors = points["se"].astype(float)
+    known = errors[errors > 0]
+    return errors.where(errors > 0, float(known.median()) if len(known) else float(0.5 / points["n"].max()))
 
 
 def draw_panel(
@@ -114,18 +118,18 @@ def finish_panel(axes: Axes, names: tuple[str, ...], label: str, drawn: list[dic
     values = [value for one in drawn for value in (*one["value"], *one["cooled"]["value"])]
     axes.set(xlabel="validation loss", ylabel=label, xscale="log")
     low, high = min(losses), max(losses)
-    room = (high / low) ** 0.07
+    room = max((high / low) ** 0.07, 1.01)
     axes.set_xlim(low / room, high * room)
     plain_log_ticks(axes, "x", axes.get_xlim())
     floor = min([*values, *(one["chance"] for one in drawn if one["chance"] is not None)])
-    top = max(values)
+    top = max(*values, floor + 0.01)
     floor = floor if PREFERENCE in names else min(floor, 0.0)
     axes.set_ylim(floor - 0.06 * (top - floor), top + (0.12 + 0.09 * len(drawn)) * (top - floor))
     lines = []
     for name, one in zip(names, drawn, strict=True):
         if one["correlation"] is not None:
             rho = one["correlation"]["last"]["spearman"]
-            prefix = f"{SHORT[name]}: " if len(names) > 1 else ""
+            prefix = f"{MARKS[name]} " if len(names) > 1 else ""
             lines.append(f"{prefix}ρ = {rho['value']:.2f}, p = {rho['p']:.2g}")
     text = "\n".join(lines)
     axes.text(0.98, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=7, linespacing=1.3)
@@ -162,6 +166,7 @@ def _correlation(found: Correlation) -> dict[str, Any]:
         "last": {key: _estimate(value) for key, value in found.last._asdict().items()},
         "every": {key: _estimate(value) for key, value in found.every._asdict().items()},
         "partial_given_log_flops": _estimate(found.partial),
+        "partial_given_log_flops_and_steps": _estimate(found.beyond),
         "within_depths": _estimate(found.within),
         "order": found.monotone_last._asdict(),
         "held_out": None if held is None else {k: v for k, v in held._asdict().items() if k != "link"},
@@ -187,10 +192,8 @@ def describe(name: str, relation: Relation) -> list[str]:
         lines.append(f"  {found.sentence}")
         rows = {f"{key}, one point a depth": value for key, value in found.last._asdict().items()}
         rows |= {f"{key}, all points": value for key, value in found.every._asdict().items()}
-        rows |= {
-            f"pearson given log C, all {found.n_points} points": found.partial,
-            "pearson within depths": found.within,
-        }
+        rows |= {f"pearson given log C, {found.n_points} points": found.partial}
+        rows |= {"pearson given log C and log steps": found.beyond, "pearson within depths": found.within}
         lines += [
             f"  {key:38} {_span(_estimate(value))}" + (f", p = {value.p:.2g}" if math.isfinite(value.p) else "")
             for key, value in rows.items()
@@ -216,7 +219,7 @@ def caption(drawn: list[dict[str, Any]], setting: Mapping[str, Any], width: int)
         "Below: bars of one standard error, prompts as clusters; filled: last checkpoints; dotted: chance (other "
         "captions of the task; of preference: the reference itself); "
         f"{setting['steps']} {str(setting['sampler']).capitalize()} steps, guidance {setting['guidance']:g}. "
-        "ρ is Spearman's, one point a depth, with its exact p; r is Pearson's of all points given log C; "
+        "ρ is Spearman's, one point a depth, with its exact p; r is Pearson's of all points, given compute; "
         "95 % intervals over depths and prompts."
     )
     lines = [textwrap.fill(text, width)]
@@ -231,11 +234,14 @@ def _line(one: dict[str, Any]) -> str:
     if "too few depths" in found["flags"]:
         return f"{one['name']}: {found['sentence']}"
     rho, partial, held = found["last"]["spearman"], found["partial_given_log_flops"], found["held_out"]
-    text = f"{one['name']}: ρ = {_span(rho)}, p = {rho['p']:.2g}; r given log C = {_span(partial)}"
+    beyond = found["partial_given_log_flops_and_steps"]
+    text = f"{one['name']}: ρ = {_span(rho)}, p = {rho['p']:.2g}; r given log C = {_span(partial)}, "
+    text += f"and log steps = {_span(beyond)}"
     if held is not None:
         covered = {None: "no interval", True: "inside its interval", False: "outside its interval"}[held["covered"]]
         text += f"; depth {held['depth']} held out: {held['predicted']:.3f} for {held['actual']:.3f}, {covered}"
     flags = [flag for flag in found["flags"] if flag != "hold-out missed"]
+    flags += [f"link {flag}" for flag in (one["link"] or {"flags": []})["flags"]]
     return text + (f". Flags: {', '.join(flags)}." if flags else ".")
 
 

@@ -2,20 +2,22 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.runs import Found, find, load
+from analysis.runs import Found, check_one_study, find, load
 from sd3_jax import records
 from sd3_jax.errors import UserError
 
 OVERALL = "overall"
 UNSEEN = ":unseen"
 # What makes two scores comparable: how the pictures were drawn, and what looked at them.
-SETTING = ("sampler", "steps", "guidance", "shift", "weights", "noise_seed", "prompt_list", "judge", "reference")
+SETTING = ("sampler", "steps", "guidance", "shift", "weights", "noise_seed", "prompt_list")
+RATER = ("judge", "reference")  # of some scores: which judge, and whom pictures were compared with
 SCORE = (
     "value",
     "se",
@@ -27,25 +29,29 @@ SCORE = (
     "above_chance_se",
     "ceiling",
     "ceiling_se",
+    "other_caption",
+    "other_caption_se",
 )
 _LOSS = ("run", "step", "weights")
 
 
-def load_scores(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
+def load_scores(path: str | Path, unfinished: bool = False, setting: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """One row per (run, step, score, group) of the finished runs in a directory, joined with their validation loss.
 
     Columns: those of :func:`analysis.load` that describe the run and the point (loss, loss_se, flops, images, phase,
     ...); name, group (a task, or "overall"), value, se, n (pictures), prompts, chance, above_chance, ceiling and
     their errors; by_prompt and images_by_prompt (arrays); ``last``: whether it is the run's last step. Where runs
-    were evaluated in several settings, the one with most rows is taken, and a note says so.
+    were evaluated in several settings, the one with most rows is taken, and a note says which were not; ``setting``
+    (such as ``{"guidance": 5}``) says which of them to look at.
 
-    Raises UserError if there are no runs, or no scores in them.
+    Raises UserError if there are no runs, no scores in them, or if the runs' losses are not comparable.
     """
     losses = load(path, unfinished)
+    check_one_study(losses)
     rows, notes = _read(find(path, unfinished))
     if not rows:
         raise UserError(f"{path}: no scores of pictures in these runs; sd3-jax evaluate {path} makes them")
-    table = pd.DataFrame(rows)
+    table = _only(pd.DataFrame(rows), setting or {})
     table, left_out = _one_setting(table)
     described = losses.drop(columns=["warmup_steps", "status"])
     joined = table.merge(described, on=list(_LOSS), how="inner")
@@ -57,7 +63,7 @@ def load_scores(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
     joined["last"] = joined["step"] == joined["last_step"]
     joined = joined.sort_values(["name", "group", "depth", "run", "step"], ignore_index=True)
     joined.attrs |= {"notes": [*notes, *left_out], "configs": losses.attrs["configs"]}
-    joined.attrs["setting"] = {key: joined[key].iloc[0] for key in SETTING if key in joined}
+    joined.attrs["setting"] = {key: joined[key].iloc[0] for key in SETTING}
     return joined
 
 
@@ -71,8 +77,9 @@ def score_points(scores: pd.DataFrame, name: str) -> pd.DataFrame:
     """
     own = scores[(scores["name"] == name) & (scores["phase"] != "cooldown") & ~scores["cooldown"]]
     overall = own[own["group"] == OVERALL].reset_index(drop=True)
-    if overall.empty:
-        raise UserError(f"no score {name!r}; there are {', '.join(sorted(scores['name'].unique()))}")
+    there = sorted(scores.loc[scores["group"] != OVERALL, "name"].unique())
+    if name not in there or overall.empty:
+        raise UserError(f"no score {name!r} with prompts of its own; there are {', '.join(there)}")
     tasks = own[(own["group"] != OVERALL) & ~own["group"].str.endswith(UNSEEN)]
     parts = {point: part.sort_values("group") for point, part in tasks.groupby(["run", "step"])}
     columns: dict[str, list[Any]] = {"by_prompt": [], "weight": [], "group": []}
@@ -94,14 +101,11 @@ def _read(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
     notes: list[str] = []
     broken = partial = 0
     for name, (run_dir, _, _) in found.runs.items():
-        lines, skipped = records.read_rows(run_dir / "evals.jsonl")
-        broken += skipped
+        lines, others = records.read_scores(run_dir / "evals.jsonl")
+        broken += len(others)
         if not lines:
             notes.append(f"run {name} has no scores of pictures.")
         for line in lines:
-            if not isinstance(line.get("step"), int) or not isinstance(line.get("value"), int | float):
-                broken += 1
-                continue
             partial += bool(line.get("partial"))
             rows.append({"run": name, "noise_seed": line.get("seed")} | {key: line.get(key) for key in _COLUMNS})
     if broken:
@@ -113,15 +117,36 @@ def _read(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
 
 _COLUMNS = (
     *("step", "name", "group", *SCORE, "prompt_seed", "by_prompt", "images_by_prompt", "partial"),
-    *(key for key in SETTING if key != "noise_seed"),  # a run has a seed of its own
+    *(key for key in (*SETTING, *RATER) if key != "noise_seed"),  # a run has a seed of its own
 )
 
 
+def _only(table: pd.DataFrame, setting: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a setting that was asked for. Raises UserError, naming what there is, if there are none."""
+    for key, value in setting.items():
+        if key not in (*SETTING, *RATER):
+            raise UserError(f"{key}: is not part of a setting; there are {', '.join((*SETTING, *RATER))}")
+        there = sorted({str(one) for one in table[key].dropna()})
+        table = table[(table[key] == value) | (table[key].isna() if key in RATER else False)]
+        if table.empty:
+            raise UserError(f"no scores with {key} {value}; there are {', '.join(there)}")
+    return table
+
+
 def _one_setting(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of the setting that has most of them; the judge and the reference belong to some scores only."""
-    common = [key for key in SETTING if key not in ("judge", "reference")]
-    settings = [json.dumps(row, default=str) for row in table[common].to_dict(orient="records")]
+    """The rows of the setting that has most of them; of each score, those of the commonest judge and reference."""
+    settings = [json.dumps(row, default=str) for row in table[list(SETTING)].to_dict(orient="records")]
     (most, _), *others = Counter(settings).most_common()
-    chosen = table[np.array(settings) == most]
-    notes = [f"scores of {len(others)} other settings of the sampler, left out."] if others else []
-    return chosen.reset_index(drop=True), notes
+    notes = [f"scores left out, of another setting: {_difference(json.loads(o), json.loads(most))}." for o, _ in others]
+    table = table[np.array(settings) == most]
+    kept = []
+    for name, own in table.groupby("name"):
+        raters = [json.dumps(row, default=str) for row in own[list(RATER)].to_dict(orient="records")]
+        (first, _), *rest = Counter(raters).most_common()
+        notes += [f"scores {name} left out: {_difference(json.loads(o), json.loads(first))}." for o, _ in rest]
+        kept.append(own[np.array(raters) == first])
+    return pd.concat(kept, ignore_index=True), notes
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in one.items() if value != other[key])

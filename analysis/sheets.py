@@ -44,6 +44,8 @@ def contact_sheet(
 
     Raises UserError if there are no pictures.
     """
+    if prompts < 1:
+        raise UserError(f"prompts: {prompts} is not a number of rows; at least 1")
     samples, notes = find_samples(path, unfinished)
     columns = _columns(samples)
     rows = _prompts([column.folder for column in columns], prompts)
@@ -112,6 +114,7 @@ def _prompts(folders: list[Path], number: int) -> list[tuple[str, str]]:
         try:
             metadata = json.loads(path.read_text(encoding="utf-8"))
             group, text = metadata["tag"] + metadata.get("split", ""), metadata["prompt"]
+            text += " (unseen)" if metadata.get("split") == "unseen" else ""
         except (ValueError, KeyError, TypeError):
             continue
         if all((folder / path.parent.name / "samples" / "0000.png").exists() for folder in folders):

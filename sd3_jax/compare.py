@@ -5,18 +5,21 @@ here is a human preference. The same prompts, from the same noise, are compared 
 the win rate where both pictures are rated by another caption of the same task: what looks alone would win.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from sd3_jax import records
 from sd3_jax.data import captions
 from sd3_jax.errors import UserError
-from sd3_jax.evaluate import Pictures, Request, due_steps, folder_of, read_pictures, setting, write_rows
+from sd3_jax.evaluate import Pictures, Request, folder_of, partial, read_pictures, setting, write_scores
 from sd3_jax.evaluation import preference, proxy, scores
 from sd3_jax.evaluation.scores import OVERALL
 
@@ -31,10 +34,26 @@ class Point(NamedTuple):
     run_dir: Path
     step: int
 
-    @property
-    def name(self) -> str:
-        """As records and figures name it."""
-        return f"{self.run_dir.resolve().name}@{self.step}"
+
+def names_of(runs: Sequence[Path]) -> dict[Path, str]:
+    """What each run is called in tables: its directory, with as many of those above as tell all runs apart.
+
+    >>> list(names_of([Path("/a/d03-s0"), Path("/b/d03-s0")]).values())
+    ['a/d03-s0', 'b/d03-s0']
+    """
+    parts = [run.resolve().parts for run in runs]
+    deep = 1
+    while len({part[-deep:] for part in parts}) < len({*parts}):
+        deep += 1
+    return {run: "/".join(part[-deep:]) for run, part in zip(runs, parts, strict=True)}
+
+
+def check_comparable(runs: Sequence[Path]) -> None:
+    """Raises UserError if the runs do not draw the same scenes."""
+    data = {run: records.load_config(run).data for run in runs}
+    other = next((run for run in runs if data[run] != data[runs[0]]), None)
+    if other is not None:
+        raise UserError(f"{other}: draws other scenes than {runs[0]}: they cannot be compared")
 
 
 def default_reference(runs: Sequence[Path]) -> Path:
@@ -48,35 +67,38 @@ def default_reference(runs: Sequence[Path]) -> Path:
 
 
 def compare(
-    runs: Sequence[Path], reference: Path, request: Request, proxy_path: Path, steps: Mapping[Path, Sequence[int]] = {}
+    steps: Mapping[Path, Sequence[int]], reference: Path, request: Request, proxy_path: Path
 ) -> list[dict[str, Any]]:
-    """Rate the pictures of all runs, write each one's rows of win rate and Elo, and return them, with ``run``.
+    """Rate the pictures of the given steps of runs, write each run's rows of win rate and Elo, and return them.
 
-    ``steps``: which checkpoints of a run, instead of those that are due. The reference is compared at its last step.
-    The proxy is kept at ``proxy_path``, and trained if it is not there or belongs to other scenes.
+    The reference, which is one of the runs, is compared at its last step. The proxy is kept at ``proxy_path``, and
+    trained if it is not there or belongs to other scenes.
 
     Raises UserError if pictures have not been drawn, or if the runs do not share their scenes.
     """
-    last = Point(reference, max(steps.get(reference, due_steps(reference))))
-    points = [Point(run, step) for run in runs for step in steps.get(run, due_steps(run))]
-    points += [] if last in points else [last]
+    check_comparable([reference, *steps])
+    last = Point(reference, max(steps[reference]))
+    points = [Point(run, step) for run, own in steps.items() for step in own]
+    names = names_of(list(steps))
+    label = {point: f"{names[point.run_dir]}@{point.step}" for point in points}
     config = records.load_config(reference)
-    other = next((run for run in runs if records.load_config(run).data != config.data), None)
-    if other is not None:
-        raise UserError(f"{other}: draws other scenes than the reference {reference}: they cannot be compared")
     params, report = proxy.load_or_train(proxy_path, config.data, config.model)
     rate = proxy.make_reward(params, config.data)
     folders = {point: read_pictures(folder_of(point.run_dir, point.step, request), config.data) for point in points}
     shared = _shared(folders[last], folders.values())
     captions_of = _captions(shared)
-    rewards = {point: _rate(pictures, shared, captions_of.words, rate) for point, pictures in folders.items()}
-    others = {point: _rate(pictures, shared, captions_of.others, rate) for point, pictures in folders.items()}
+    net = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest()
+    rewards, others = {}, {}
+    for point, pictures in folders.items():
+        kept = folder_of(point.run_dir, point.step, request) / "rewards.json"
+        rated = _rate(pictures, shared, (captions_of.words, captions_of.others), rate, net, kept)
+        rewards[point], others[point] = rated
     seen = np.array([not group.endswith(":unseen") for group in captions_of.groups])
     parts = [(OVERALL, seen), *((group, captions_of.groups == group) for group in dict.fromkeys(captions_of.groups))]
     if len(np.unique(captions_of.prompt[seen])) < 2:
         raise UserError("pictures of one prompt alone are not compared: their wins have no error; ask for more")
     elo = preference.scores(
-        {point.name: own[seen] for point, own in rewards.items()}, captions_of.prompt[seen], last.name
+        {label[point]: own[seen] for point, own in rewards.items()}, captions_of.prompt[seen], label[last]
     )
     problems = [problem for pictures in folders.values() for problem in pictures.problems]
     written: list[dict[str, Any]] = []
@@ -84,9 +106,9 @@ def compare(
         common = {
             "step": point.step,
             **setting(records.load_config(point.run_dir), request),
-            "reference": last.name,
+            "reference": label[last],
             "proxy_accuracy": report["accuracy"],
-            **({"partial": f"{problems[0]} ({len(problems)} such)"} if problems else {}),
+            **({"partial": partial(problems)} if problems else {}),
         }
         rows = [
             {
@@ -98,12 +120,13 @@ def compare(
             }
             for group, chosen in parts
         ]
-        score = elo[point.name]
+        score = elo[label[point]]
         rows.append(
             {"name": ELO, "group": OVERALL, "value": score.value, "se": score.se, "ci95": list(score.ci95), **common}
+            | {"compared": sorted(label.values())}
         )
-        write_rows(point.run_dir / "evals.jsonl", rows)
-        written += [{"run": point.run_dir.resolve().name, **row} for row in rows]
+        write_scores(point.run_dir, rows)
+        written += [{"run": names[point.run_dir], **row} for row in rows]
     return written
 
 
@@ -149,10 +172,26 @@ def _captions(shared: Sequence[tuple[str, int, str]]) -> _Captions:
 
 
 def _rate(
-    pictures: Pictures, shared: Sequence[tuple[str, int, str]], words: Int[np.ndarray, "n 6"], rate: Any
-) -> Float[np.ndarray, " n"]:
+    pictures: Pictures,
+    shared: Sequence[tuple[str, int, str]],
+    captions: Sequence[Int[np.ndarray, "n 6"]],
+    rate: Any,
+    net: str,
+    kept: Path,
+) -> Float[np.ndarray, "captions n"]:
+    """Rewards of the pictures with each set of captions; kept beside them, under what they depend on."""
     where = {key: i for i, key in enumerate(_keys(pictures))}
-    return rate(pictures.images[[where[key] for key in shared]], words)
+    chosen = [where[key] for key in shared]
+    key = hashlib.sha256(net.encode() + pictures.checksums[chosen].tobytes() + np.stack(captions).tobytes()).hexdigest()
+    try:
+        old = json.loads(kept.read_text(encoding="utf-8"))
+        if old["key"] == key:
+            return np.array(old["rewards"], float)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    rewards = np.stack([rate(pictures.images[chosen], words) for words in captions]).astype(float)
+    records.write_atomic(kept, json.dumps({"key": key, "rewards": rewards.tolist()}) + "\n")
+    return rewards
 
 
 def _wins(
@@ -172,4 +211,5 @@ def _wins(
     _, images = np.unique(prompt, return_counts=True)
     counts = {"n": win.n, "prompts": win.n_prompts, "images_by_prompt": images.tolist()}
     by_prompt = [round(float(value), 6) for value in win.by_prompt]
-    return {"value": win.value, "se": win.se, "ci95": list(win.ci95), "by_prompt": by_prompt, **counts}
+    soft = {"soft": win.soft.value, "soft_se": win.soft.se}  # of the probabilities that the proxy says
+    return {"value": win.value, "se": win.se, "ci95": list(win.ci95), **soft, "by_prompt": by_prompt, **counts}

@@ -99,10 +99,10 @@ def evaluate_run(
     for step in steps:
         out = folder_of(run_dir, step, request)
         generate.sample(run_dir, step, asked, request.sampler, out, report=report, draw=draw)
-        found, _ = judge_folder(out, config.data)
+        found = judge_folder(out, config.data)
         ceilings = truth.ceilings(config.data, config.model.latent_channels, request.images_per_task)
         rows += [{"step": step, **row} for row in score_rows(found, ceilings, setting(config, request))]
-    write_rows(run_dir / "evals.jsonl", rows)
+    write_scores(run_dir, rows)
     return rows
 
 
@@ -120,10 +120,10 @@ class Judged(NamedTuple):
     measured: scores.Measured
 
 
-def judge_folder(out: Path, data: DataConfig) -> tuple[Judged, list[str]]:
+def judge_folder(out: Path, data: DataConfig) -> Judged:
     """Judge the pictures of a folder in GenEval's layout, and write ``results.jsonl`` as GenEval's evaluator does.
 
-    Pictures whose checksum is in it already are not looked at again. Returns also what is missing or unreadable.
+    Pictures whose checksum is in it already are not looked at again.
 
     Raises UserError if there is not one picture that can be judged.
     """
@@ -131,7 +131,7 @@ def judge_folder(out: Path, data: DataConfig) -> tuple[Judged, list[str]]:
     found = _found(out / "results.jsonl", pictures, data)
     measured = scores.measure(pictures.prompts, pictures.prompt, found)
     _write_results(out / "results.jsonl", out, pictures, found)
-    return Judged(pictures, measured), pictures.problems
+    return Judged(pictures, measured)
 
 
 def read_pictures(out: Path, data: DataConfig) -> Pictures:
@@ -185,9 +185,8 @@ def data_of(out: Path) -> DataConfig:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{out}: no settings.json says what scenes these are; name them with --experiment") from None
     try:
-        return configs.resolve(
-            {"steps": 1, "data": data, "model.latent_size": data["image_size"] // data["downsample"]}
-        ).data
+        fitting = {"latent_size": data["image_size"] // data["downsample"], "patch": 1, "latent_channels": 1}
+        return configs.resolve({"steps": 1, "data": data, "model": fitting}).data
     except (UserError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{path}: data: {error}") from None
 
@@ -274,24 +273,26 @@ def score_rows(
                 "judge": scene_judge.VERSION,
                 "by_prompt": score.by_prompt,
                 "images_by_prompt": score.images_by_prompt,
-                **({"partial": f"{pictures.problems[0]} ({len(pictures.problems)} such)"} if pictures.problems else {}),
+                **({"partial": partial(pictures.problems)} if pictures.problems else {}),
             }
         )
     return rows
+
+
+def partial(problems: Sequence[str]) -> str:
+    """What is missing of a folder of pictures, in a line."""
+    return problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 
 def _mean(name: str, mean: Mean) -> dict[str, float]:
     return {name or "value": mean.value, f"{name}_se" if name else "se": mean.se}
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Put rows into a file of scores, in place of older ones of the same score in the same setting."""
-    new = {_key(row): dict(row) for row in rows}
-    kept = [row for row in records.read_rows(path)[0] if _key(row) not in new]
-    ordered = sorted([*kept, *new.values()], key=lambda row: row.get("step", 0))
-    records.write_rows(path, ordered)
+def write_scores(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Put rows into a run's evals.jsonl, in place of older ones of the same score in the same setting."""
+    records.put_scores(run_dir / "evals.jsonl", rows, _key)
 
 
-def _key(row: Mapping[str, Any]) -> tuple:
-    names = ("step", "name", "group", *(f.name for f in dataclasses.fields(Sampler)), "prompt_list")
-    return tuple(row.get(name) for name in names)
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    names = ("step", "name", "group", *(f.name for f in dataclasses.fields(Sampler)), "prompt_list", "reference")
+    return tuple(json.dumps(row.get(name)) for name in names)

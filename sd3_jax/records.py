@@ -14,11 +14,13 @@ Rows are written whole, one to a line, by process 0; a line cut short by a crash
 counted. Whole files are replaced, never edited.
 """
 
+import fcntl
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,10 +119,52 @@ def load_config(run_dir: Path) -> RunConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a JSONL file by these rows. Numbers that JSON lacks (nan, inf) become null."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], lines: Iterable[str] = ()) -> None:
+    """Replace a JSONL file by these rows, and lines as they are. Numbers that JSON lacks (nan, inf) become null."""
     plain = ({key: _plain(value) for key, value in row.items()} for row in rows)
-    write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in plain))
+    text = [json.dumps(row, allow_nan=False) for row in plain]
+    write_atomic(path, "".join(line + "\n" for line in [*text, *lines]))
+
+
+def read_scores(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The scores in a file of them, and the lines that are none: a score has a name, a group and a value."""
+    scores: list[dict[str, Any]] = []
+    others: list[str] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        (scores if _is_score(row) else others).append(row if _is_score(row) else line)  # type: ignore[arg-type]
+    return scores, others
+
+
+def _is_score(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("step", 0), int) or isinstance(row.get("step"), bool):
+        return False
+    named = all(isinstance(row.get(key), str) for key in ("name", "group"))
+    return named and isinstance(row.get("value"), int | float) and not isinstance(row["value"], bool)
+
+
+def put_scores(path: Path, rows: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Hashable]) -> None:
+    """Write scores in place of older ones of the same key; other lines stay as they are.
+
+    Any number of processes may do this at once: each holds the file's lock from reading to writing.
+    """
+    new = {key(row): dict(row) for row in rows}
+    with _locked(path):
+        scores, others = read_scores(path)
+        kept = [row for row in scores if key(row) not in new]
+        ordered = sorted([*kept, *new.values()], key=lambda row: row.get("step", 0))
+        write_rows(path, ordered, others)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path.with_name(f".{path.name}.lock"), "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def cut_after(run_dir: Path, step: int) -> None:
@@ -128,10 +172,15 @@ def cut_after(run_dir: Path, step: int) -> None:
     for name in ("metrics.jsonl", "evals.jsonl"):
         path = run_dir / name
         if path.exists():
-            write_rows(path, (row for row in read_rows(path)[0] if row.get("step", step + 1) <= step))
+            with _locked(path):
+                write_rows(path, (row for row in read_rows(path)[0] if _is_within(row, step)))
     for folder in (run_dir / "samples").glob("[0-9]*-*"):
         if int(folder.name.partition("-")[0]) > step:
             shutil.rmtree(folder)
+
+
+def _is_within(row: Mapping[str, Any], step: int) -> bool:
+    return isinstance(row.get("step"), int) and row["step"] <= step
 
 
 def finish(run_dir: Path, summary: Mapping[str, Any]) -> None:

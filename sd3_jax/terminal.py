@@ -88,7 +88,7 @@ def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
         own = {(row["name"], row["group"]): row for row in rows if (row["run"], row.get("step")) == (run, step)}
         values = [_value(own.get((name, "overall"))) for name in _COLUMNS.values()]
         chart.add_row(run, "" if step is None else f"{step:,}", *values)
-    lines = [_range(rows, key) for key in ("chance", "ceiling")]
+    lines = [_range(rows, key) for key in ("chance", "ceiling", "other_caption")]
     compared = next((row for row in rows if "proxy_accuracy" in row), None)
     if compared is not None:
         line = "preferred: to {reference}, by a proxy that tells {accuracy:.1%} of held-out pairs right"
@@ -106,7 +106,8 @@ def _range(rows: Sequence[Mapping[str, Any]], key: str) -> str:
         if values:
             low, high = f"{min(values):.3f}", f"{max(values):.3f}"
             parts.append(f"{heading} {low}" + (f" to {high}" if high != low else ""))
-    return f"{key}: {', '.join(parts)}" if parts else ""
+    label = "rated by another caption" if key == "other_caption" else key
+    return f"{label}: {', '.join(parts)}" if parts else ""
 
 
 _COLUMNS = {
@@ -132,7 +133,8 @@ def _by_task(rows: Sequence[Mapping[str, Any]]) -> Table:
     for heading, name in ({"geneval": "scene-geneval", "lenient": "scene-geneval-lenient"} | _COLUMNS).items():
         own = [row for row in rows if row["name"] == name]
         for number, row in enumerate(own):
-            chance, ceiling = (_plus_minus(row.get(key), row.get(f"{key}_se")) for key in ("chance", "ceiling"))
+            key = "chance" if row.get("chance") is not None else "other_caption"
+            chance, ceiling = (_plus_minus(row.get(key), row.get(f"{key}_se")) for key in (key, "ceiling"))
             label = "" if number else heading
             chart.add_row(label, row["group"], _value(row), chance, ceiling, str(row.get("n", "")))
     return chart

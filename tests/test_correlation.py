@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import association, correlation
+from analysis import association, correlation, resampling
 from analysis.correlation import correlate
 from sd3_jax.errors import UserError
 
@@ -235,13 +235,13 @@ def test_correlation_within_depths():
 def test_resamples_keep_the_weight_of_each_group_and_pair_the_prompts():
     weight = np.array([0.05, 0.15, 0.2, 0.3, 0.2, 0.1])
     group = np.array([0, 0, 0, 1, 1, 2])
-    drawn = correlation._draw(np.arange(4), weight, group, 500, np.random.default_rng(9))
+    drawn = resampling.draw(np.arange(4), weight, group, 500, np.random.default_rng(9))
     for one in range(3):
         assert drawn.prompts[:, group == one].sum(axis=1) == pytest.approx(weight[group == one].sum())
     assert drawn.prompts[:, 5] == pytest.approx(0.1)  # alone in its group
     assert (drawn.counts.sum(axis=1) == 4).all()
     equal = np.tile(np.random.default_rng(0).random(6), (4, 1))
-    values, counts = correlation._resampled(correlation._Table(np.arange(4), *np.zeros((4, 4)), equal), drawn)
+    values, counts = resampling.resampled(resampling.Table(np.arange(4), *np.zeros((5, 4)), equal), drawn)
     assert np.ptp(values, axis=1) == pytest.approx(0)  # equal points stay equal: the same prompts for all
     assert values.std(axis=0)[0] > 0.01
     assert (counts == drawn.counts).all()
@@ -270,8 +270,8 @@ def test_intervals_of_last_checkpoints_cover(r):
     for _ in range(200):
         z = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], 14)
         table = ends(0.4 + 0.02 * z[:, 0], 0.5 * z[:, 1], prompts=120, rng=rng)
-        arrays = correlation._averaged(table, ["depth"])
-        drawn = correlation._draw(arrays.depth, weight, group, 200, rng)
+        arrays = resampling.averaged(table, ["depth"])
+        drawn = resampling.draw(arrays.depth, weight, group, 200, rng)
         found = correlation._measures(arrays, "logit", 480.0, drawn, None)
         covered.append([one.low <= true <= one.high for one, true in zip(found, truth, strict=True)])
     assert (np.mean(covered, axis=0) >= 0.85).all()
@@ -395,6 +395,36 @@ def test_compute_alone_may_explain_it():
     assert "compute explains it" in found.flags
 
 
+def test_what_follows_the_steps_alone_says_nothing_beyond_them():
+    # Given C, longer training has the lower loss and any score that grows with it: the partial correlation given C
+    # is near -1 although the score knows nothing of the loss. Given size and steps nothing is left.
+    rng = np.random.default_rng(17)
+    depth, step = np.repeat(np.arange(3, 9), 3), np.tile([150, 300, 1200], 6)
+    loss = 0.3 + 0.3 * depth**-1.0 + 3.0 * step**-0.5 + 0.002 * rng.standard_normal(len(depth))
+    value = 0.1 * np.log(step / 100) + 0.05 * np.log(depth) + 0.003 * rng.standard_normal(len(depth))
+    found = correlate(
+        scored(loss, np.log(value / (1 - value)), depth, step, rng=rng, prompts=600, hard=0.3), resamples=300
+    )
+    assert found.partial.value < -0.8
+    assert found.partial.high < 0
+    assert "compute explains it" not in found.flags
+    assert found.beyond.low <= 0 <= found.beyond.high
+    assert "size and steps explain it" in found.flags
+
+
+def test_partial_given_two_is_the_correlation_of_residuals():
+    rng = np.random.default_rng(5)
+    depth, step = np.repeat(np.arange(3, 9), 3), np.tile([150, 300, 1200], 6)
+    loss = 0.3 + 0.9 * depth**-1.0 + 1.6 * step**-0.5 + 0.01 * rng.standard_normal(len(depth))
+    points = scored(loss, 3 - 8 * loss, depth, step, rng=rng, prompts=200, hard=0.3)
+    found = correlate(points, resamples=0)
+    table = resampling.averaged(points, ["depth", "step"])
+    y = correlation._transformed(table.value, "logit", found.trials)
+    controls = np.stack([np.ones(len(y)), table.log_flops, table.log_step], axis=1)
+    rest = [one - controls @ np.linalg.lstsq(controls, one, rcond=None)[0] for one in (table.loss, y)]
+    assert found.beyond.value == pytest.approx(stats.pearsonr(*rest).statistic, abs=1e-9)
+
+
 def test_loss_says_more_than_compute():
     # At the same C some depths train better, and score better for it.
     rng = np.random.default_rng(13)
@@ -402,7 +432,8 @@ def test_loss_says_more_than_compute():
     loss = 0.8 - 0.03 * np.log(depth**3.0 * step) + 0.03 * np.sin(step / 100.0 + depth) * (step < 800)
     found = correlate(scored(loss, 20 * (0.45 - loss), depth, step, rng=rng, prompts=600, hard=0.3), resamples=300)
     assert found.partial.high < 0
-    assert found.sentence.endswith("], so loss says more than compute.")
+    assert found.beyond.high < 0
+    assert found.sentence.endswith("]: the loss says more than size and steps do.")
     assert "compute explains it" not in found.flags
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,7 +112,7 @@ def test_nothing_is_drawn_or_judged_twice(rows, runs, monkeypatch):
     drawn = []
     again = evaluate.evaluate_run(path, REQUEST, report=drawn.append)
     assert json.dumps(again) == json.dumps(rows["d02-s0"])
-    assert sum(drawn) == 0
+    assert drawn == [72, 72]  # that are there, of each step
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
@@ -123,7 +125,7 @@ def test_a_changed_picture_is_judged_anew(rows, runs, tmp_path, monkeypatch):
     evaluate.judge_folder(out, tiny().data)
     assert looked == []
     generate.write_png(generate.image_path(out, 0, 0), np.full((24, 24, 3), 125, np.uint8))
-    judged, _ = evaluate.judge_folder(out, tiny().data)
+    judged = evaluate.judge_folder(out, tiny().data)
     assert looked == [1]
     assert judged.measured.own[0, 0] == 0  # an empty picture is not right
 
@@ -207,9 +209,9 @@ def test_pictures_of_a_run_that_are_gone_are_said(rows, runs, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(evaluate.folder_of(runs / "d02-s0", 8, REQUEST), out)
     shutil.rmtree(out / "00003")
-    judged, problems = evaluate.judge_folder(out, tiny().data)
-    assert len(problems) == 1
-    assert "more of its pictures are missing" in problems[0]
+    judged = evaluate.judge_folder(out, tiny().data)
+    assert len(judged.pictures.problems) == 1
+    assert "more of its pictures are missing" in judged.pictures.problems[0]
     assert all("partial" in row for row in evaluate.score_rows(judged, {}, {}))
 
 
@@ -235,6 +237,54 @@ def test_folders_that_cannot_be_judged(true_folder, sd3, tmp_path):
     assert "00001/metadata.jsonl: is missing" in refused(twice, *tiny_options())
 
 
+def test_a_folder_that_sample_drew_says_itself_what_it_is(runs, sd3, tmp_path):
+    (tmp_path / "mine.txt").write_text("a photo of a red square\na photo of a blue ring\n")
+    arguments = ("--prompts", tmp_path / "mine.txt", "--sampler-steps", "2", "--out", tmp_path / "pictures")
+    assert sd3("sample", runs / "d02-s0", *arguments)[0] == 0
+    code, out, err = sd3("evaluate", tmp_path / "pictures", "--json", "-")
+    assert (code, err) == (0, "")
+    groups = {row["group"] for row in json.loads(out) if row["name"] == "scene-geneval"}
+    assert groups == {"colors", "colors:unseen", "mean of 1"}  # a blue ring is never shown in training
+
+
+def test_a_corrupt_picture_of_a_run_is_drawn_again(rows, runs, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(runs / "d02-s0", path)
+    picture = generate.image_path(evaluate.folder_of(path, 8, REQUEST), 3, 0)
+    before = generate.read_png(picture)[0].astype(int)
+    picture.write_bytes(b"half a pic")
+    again = evaluate.evaluate_run(path, REQUEST)
+    assert np.abs(generate.read_png(picture)[0] - before).max() <= 1
+    assert not any("partial" in row for row in again)
+
+
+def test_lines_that_are_no_scores_stay_and_harm_nothing(rows, runs, sd3, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(runs / "d02-s0", path)
+    odd = ["{}", '{"step": "x", "value": 1}', '{"step": 8, "name": ["a"], "group": "b", "value": 1}', "not json"]
+    with open(path / "evals.jsonl", "a") as file:
+        file.write("\n".join(odd) + "\n")
+    code, _, err = sd3("evaluate", path, "--no-preference", *OPTIONS)
+    assert (code, err) == (0, "")
+    assert (path / "evals.jsonl").read_text().splitlines()[-4:] == odd
+    records.cut_after(path, 4)
+    assert {row["step"] for row in records.read_rows(path / "evals.jsonl")[0]} == {4}
+
+
+def test_many_processes_may_write_scores_at_once(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from sd3_jax import records\n"
+        "for i in range(60):\n"
+        "    row = {'step': i, 'name': sys.argv[2], 'group': 'g', 'value': 0.5}\n"
+        "    records.put_scores(Path(sys.argv[1]), [row], lambda row: (row['step'], row['name']))\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "evals.jsonl", name]) for name in "abc"]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    found, others = records.read_scores(tmp_path / "evals.jsonl")
+    assert others == []
+    assert {(row["step"], row["name"]) for row in found} == {(i, name) for i in range(60) for name in "abc"}
+
+
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
@@ -251,7 +301,7 @@ def test_runs_that_cannot_be_evaluated(runs, sd3, tmp_path):
     assert "has no checkpoint of step 5; there are 4, 8" in err
     for wrong, words in (
         (("--guidance", "-2"), "guidance: -2.0 is out of range"),
-        (("--sampler-steps", "0"), "steps: 0 is out of range"),
+        (("--sampler-steps", "0"), "sampler steps: 0 is out of range"),
         (("--weights", "mean"), "--weights: 'mean' is not one of ema, raw"),
     ):
         for verb in ("evaluate", "sample"):
@@ -305,7 +355,7 @@ def mean_brightness(run_dir, step):
 def test_the_win_rate_is_the_share_of_pictures_preferred(rows, runs, brightness, tmp_path):
     first, second = runs / "d02-s0", runs / "d02-s1"
     assert compare.default_reference([second, first]) == first
-    written = compare.compare([first, second], first, REQUEST, tmp_path / "proxy")
+    written = compare.compare({first: [4, 8], second: [4, 8]}, first, REQUEST, tmp_path / "proxy")
     found = {(row["run"], row["step"], row["name"], row["group"]): row for row in written}
     reference, groups = mean_brightness(first, 8)
     for run_dir, step in ((second, 8), (second, 4), (first, 4)):
@@ -328,8 +378,57 @@ def test_runs_of_other_scenes_are_not_compared(rows, runs, brightness, tmp_path)
     other = tmp_path / "other"
     shutil.copytree(runs / "d02-s1", other)
     records.write_atomic(other / "config.json", json.dumps(to_dict(tiny(**{"data.shapes": 3}))))
-    with pytest.raises(UserError, match="draws other scenes than the reference"):
-        compare.compare([runs / "d02-s0", other], runs / "d02-s0", REQUEST, tmp_path / "proxy")
+    with pytest.raises(UserError, match="other: draws other scenes than .*d02-s0: they cannot be compared"):
+        compare.compare({runs / "d02-s0": [8], other: [8]}, runs / "d02-s0", REQUEST, tmp_path / "proxy")
+
+
+def test_runs_of_one_name_are_told_apart_and_a_run_given_twice_is_one(rows, runs, brightness, sd3, tmp_path):
+    twin = tmp_path / "elsewhere" / "d02-s0"
+    shutil.copytree(runs / "d02-s1", twin)
+    again = runs / ".." / runs.name / "d02-s0"
+    code, out, err = sd3("evaluate", runs / "d02-s0", again, twin, "--workers", "1", "--json", "-", *OPTIONS)
+    assert code == 0, err
+    rates = {
+        (row["run"], row["step"]): row["value"]
+        for row in json.loads(out)
+        if (row["name"], row["group"]) == ("proxy-preference", "overall")
+    }
+    ours, theirs = f"{runs.name}/d02-s0", "elsewhere/d02-s0"
+    assert set(rates) == {(name, step) for name in (ours, theirs) for step in (4, 8)}
+    assert rates[ours, 8] == 0.5 or rates[theirs, 8] == 0.5
+    elo = [row for row in json.loads(out) if row["name"] == "proxy-preference-elo"]
+    assert len({row["value"] for row in elo}) > 1
+    assert all(len(row["compared"]) == 4 for row in elo)
+
+
+def test_another_reference_does_not_overwrite_the_first(rows, runs, brightness, sd3, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(runs, root)
+    for name in ("d02-s0", "d02-s1"):
+        code, out, err = sd3(
+            "evaluate", root, "--workers", "1", "--json", "-", "--reference", root / name, "--step", "8", *OPTIONS
+        )
+        assert code == 0, err
+        shown = [row for row in json.loads(out) if row["name"].startswith("proxy")]
+        assert {row["reference"] for row in shown} == {f"{name}@8"}
+    kept = records.read_scores(root / "d02-s0" / "evals.jsonl")[0]
+    rates = {
+        row["reference"]: row["value"]
+        for row in kept
+        if (row["name"], row["group"], row["step"]) == ("proxy-preference", "overall", 8)
+    }
+    assert rates["d02-s0@8"] == 0.5
+    assert rates["d02-s1@8"] == pytest.approx(1 - _rate_of(root / "d02-s1", "d02-s0@8"))
+
+
+def _rate_of(run_dir, reference):
+    rows = records.read_scores(run_dir / "evals.jsonl")[0]
+    return next(
+        row["value"]
+        for row in rows
+        if (row["name"], row["group"], row["step"], row.get("reference"))
+        == ("proxy-preference", "overall", 8, reference)
+    )
 
 
 # --- many runs ------------------------------------------------------------------------------------------------------
@@ -368,4 +467,6 @@ def test_a_worker_that_fails_says_why(tmp_path):
     (tmp_path / "a").mkdir()
     code = "import sys; print('sd3-jax: error: the disk is full', file=sys.stderr); sys.exit(2)"
     with pytest.raises(UserError, match="^the disk is full$"):
-        fan_out.evaluate({tmp_path / "a": 1.0}, tmp_path, 1, Console(), lambda _: ["python3", "-c", code], 1)
+        fan_out.evaluate({tmp_path / "a": 1.0}, 1, Console(), lambda _: ["python3", "-c", code], [], {})
+    with pytest.raises(UserError, match=r"ended early \(KeyError: 'x'\); see .*a/evaluate.log$"):
+        fan_out.evaluate({tmp_path / "a": 1.0}, 1, Console(), lambda _: ["python3", "-c", "{}['x']"], [], {})

@@ -132,13 +132,19 @@ def test_an_interrupted_command_goes_on(run, drawn, asked, tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("samples/*.png")}
     counted = []
     generate.sample(run, 8, asked, FEW, out, report=counted.append)
-    assert sum(counted) == 2
+    assert counted == [70, 2]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     for path in lost:
         again = generate.read_png(path)[0].astype(int)
         assert np.abs(again - generate.read_png(drawn / path.relative_to(out))[0]).max() <= 1
     generate.sample(run, 8, asked, FEW, out, report=counted.append)
-    assert sum(counted) == 2  # nothing is left to do
+    assert counted == [70, 2, 72]  # nothing is left to do
+    (out / "00001" / "grid.png").unlink()
+    generate.sample(run, 8, asked, FEW, out)
+    assert (out / "00001" / "grid.png").exists()
+    (out / "settings.json").write_text("[]")
+    with pytest.raises(UserError, match="drawn otherwise"):
+        generate.sample(run, 8, asked, FEW, out)
 
 
 def test_no_half_picture_is_left_by_a_crash(tmp_path, monkeypatch):
@@ -179,12 +185,12 @@ def test_what_cannot_be_drawn_is_said(run, drawn, asked, tmp_path):
 @pytest.mark.parametrize(
     "wrong,words",
     [
-        ({"steps": 0}, "steps: 0 is out of range; valid: 1 to 1,000"),
+        ({"steps": 0}, "sampler steps: 0 is out of range; valid: 1 to 1,000"),
         ({"steps": 1001}, "steps: 1001"),
         ({"guidance": -1.0}, "guidance: -1.0 is out of range"),
         ({"guidance": float("nan")}, "guidance: nan is out of range"),
         ({"shift": 0.0}, "shift: 0.0"),
-        ({"seed": -1}, "seed: -1"),
+        ({"seed": -1}, "noise seed: -1 is out of range; valid: 0 to 4,294,967,295"),
         ({"weights": "average"}, "weights: 'average' is not one of ema, raw"),
     ],
 )

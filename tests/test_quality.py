@@ -69,12 +69,62 @@ def test_scores_of_other_settings_and_broken_lines_are_said(root, tmp_path):
     (other / "d04-s0" / "evals.jsonl").unlink()
     table = load_scores(other)
     notes = " ".join(table.attrs["notes"])
-    assert "1 other settings" in notes
+    assert "scores left out, of another setting: guidance 5.0" in notes
     assert "2 lines of evals.jsonl without a score" in notes
     assert "1 scores are partial" in notes
     assert "d04-s0 has no scores" in notes
     assert (table["guidance"] == 3.0).all()
     assert table.attrs["setting"]["guidance"] == 3.0
+    assert set(load_scores(other, setting={"guidance": 5.0})["value"]) == {0.9}
+    with pytest.raises(UserError, match=r"no scores with guidance 7; there are 3.0, 5.0"):
+        load_scores(other, setting={"guidance": 7})
+    with pytest.raises(UserError, match="guidence: is not part of a setting"):
+        load_scores(other, setting={"guidence": 3})
+
+
+def test_win_rates_against_two_references_are_never_pooled(root, tmp_path):
+    other = tmp_path / "runs"
+    shutil.copytree(root, other)
+    for run in ("d03-s0", "d04-s0"):
+        path = other / run / "evals.jsonl"
+        rows = records.read_rows(path)[0]
+        old = [row | {"reference": "d02-s0@2000"} for row in rows if row["name"] == "proxy-preference"]
+        new = [row | {"reference": "d03-s0@2000", "value": 0.9} for row in old]
+        records.write_rows(path, [row for row in rows if row["name"] != "proxy-preference"] + old + new)
+    for path in other.glob("*/evals.jsonl"):
+        rows = records.read_rows(path)[0]
+        named = [row | {"reference": row.get("reference", "d02-s0@2000")} for row in rows]
+        records.write_rows(
+            path, [b if a["name"] == "proxy-preference" else a for a, b in zip(rows, named, strict=True)]
+        )
+    table = load_scores(other)
+    preference = table[table["name"] == "proxy-preference"]
+    assert set(preference["reference"]) == {"d02-s0@2000"}
+    assert not preference.duplicated(["run", "step", "group"]).any()
+    assert any("proxy-preference left out: reference d03-s0@2000" in note for note in table.attrs["notes"])
+
+
+def test_a_reference_against_itself_weighs_no_more_than_others(root, tmp_path):
+    other = tmp_path / "runs"
+    shutil.copytree(root, other)
+    path = other / "d02-s0" / "evals.jsonl"
+    rows = records.read_rows(path)[0]
+    records.write_rows(path, [row | ({"se": 0.0} if row["name"] == "proxy-preference" else {}) for row in rows])
+    relation = quality.relate(load_scores(other), "proxy-preference", resamples=20)
+    errors = relation.points["se"]
+    assert (errors > 0).all()
+    assert errors[relation.points["run"] == "d02-s0"].max() == pytest.approx(errors.median(), rel=0.5)
+
+
+def test_runs_that_are_not_comparable_have_no_scores_in_common(root, tmp_path):
+    other = tmp_path / "runs"
+    shutil.copytree(root, other)
+    path = other / "d03-s0" / "config.json"
+    tree = json.loads(path.read_text())
+    tree["data"]["held_out"] = 0.2
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"the runs differ in data\.held_out"):
+        load_scores(other)
 
 
 def test_what_cannot_be_read_is_one_error(root, tmp_path):
@@ -83,7 +133,9 @@ def test_what_cannot_be_read_is_one_error(root, tmp_path):
         load_scores(bare)
     with pytest.raises(UserError, match="no pictures in these runs"):
         analysis.contact_sheet(bare)
-    with pytest.raises(UserError, match="no score 'fid'; there are proxy-preference, scene-compbench"):
+    with pytest.raises(
+        UserError, match="no score 'fid' with prompts of its own; there are proxy-preference, scene-compbench"
+    ):
         score_points(load_scores(root), "fid")
     other = tmp_path / "other"
     shutil.copytree(root, other)

@@ -266,7 +266,7 @@ def test_a_group_of_one_prompt_has_no_chance() -> None:
     assert math.isnan(alone.chance.value)
     assert math.isnan(alone.above.value)
     assert by_name["scene-geneval", "single_object"].chance.value == 0.5
-    overall = by_name["scene-geneval", "overall"]
+    overall = by_name["scene-geneval", "mean of 2"]  # not "overall": four tasks are missing
     assert overall.own.value == pytest.approx((0.5 + 0.5) / 2)  # single objects: one of two is right
     assert math.isnan(overall.chance.value)
 
@@ -408,8 +408,8 @@ def test_colors_of_one_and_of_two_objects_are_one_category() -> None:
     own[:, 3] = [1, 0, 0.3, 0.3, 0.3, 0.3, 0.9, 0.9]
     measured = scores.Measured(np.array([0, 1, 2, 2, 2, 2, 3, 4]), own, chance)
     by_name = {(score.name, score.group): score for score in scores.summarize(listed, measured)}
-    (color, overall) = (by_name["scene-compbench", group] for group in ("color", "overall"))
-    assert [group for name, group in by_name if name == "scene-compbench"] == ["color", "overall"]
+    (color, overall) = (by_name["scene-compbench", group] for group in ("color", "mean of 1"))
+    assert [group for name, group in by_name if name == "scene-compbench"] == ["color", "mean of 1"]
     assert color.own.value == pytest.approx((1 + 0 + 4 * 0.3) / 6)  # over pictures; unseen ones are in no category
     assert (color.own.images, color.own.prompts) == (6, 3)
     assert (color.by_prompt, color.images_by_prompt) == ([1, 0, 0.3], [1, 1, 4])

@@ -11,6 +11,7 @@ _SET_HELP = "Change a field, such as model.depth=4. May be repeated."
 _RUNS_DIR_HELP = "Where the runs are kept, one directory per cell; runs/<sweep name> unless given."
 _WORKERS_HELP = "Cells at once; one on an accelerator, on CPU as many as cores, unless given."
 _RUNS_HELP = "A directory of runs."
+_WHERE_HELP = "Only scores of pictures drawn so, such as guidance=5. May be repeated."
 _JSON_HELP = "Write the result as JSON to this file; - for standard output."
 
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help=_EXPERIMENT_HELP)]
@@ -19,4 +20,5 @@ RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help=_RUNS_HELP)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET_HELP)]
 RunsOption = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help=_RUNS_DIR_HELP)]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help=_WORKERS_HELP)]
+WhereOption = Annotated[list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help=_WHERE_HELP)]
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help=_JSON_HELP)]

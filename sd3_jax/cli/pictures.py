@@ -110,21 +110,16 @@ def evaluate(
     from sd3_jax.evaluation.generate import Sampler
 
     sampler = Sampler(sampler_steps, guidance, shift, _weights(weights), seed)
-    rows: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for folder in folders:
-        found, wrong = _evaluate_folder(folder, experiment, set_, images_per_task)
-        rows += found
-        problems += wrong
+    rows = [row for folder in folders for row in _evaluate_folder(folder, experiment, set_, images_per_task)]
     if runs:
         from sd3_jax.evaluate import Request
 
         request = Request(images_per_task, prompt_seed, sampler)
         rows += _evaluate_runs(runs, request, step, reference, with_preference, workers)
     terminal.show(terminal.score_tables(rows), rows, json_file)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}: the scores are of the other pictures, and marked as partial")
+    partial = next((row["partial"] for row in rows if row.get("partial")), None)
+    if partial:
+        raise UserError(f"{partial}: the scores are of the other pictures, and marked as partial")
 
 
 def _evaluate_runs(
@@ -140,36 +135,63 @@ def _evaluate_runs(
     from sd3_jax.sweep import evaluate as fan_out
     from sd3_jax.sweep.run import default_workers
 
-    others = [] if reference is None or reference.resolve() in {run.resolve() for run in runs} else [reference]
-    everyone = [*runs, *others]
-    due = {run: sorted(set(steps)) if steps and run in runs else evaluation.due_steps(run) for run in everyone}
-    pictures = {run: evaluation.pictures_due(run, request, due[run]) for run in everyone}
-    workers = default_workers(len(everyone)) if workers is None else workers
-    if min(workers, len(everyone)) > 1:
-        costs = {run: fan_out.cost(run, pictures[run]) for run in everyone}
-        command = fan_out.runs_command(_options(request, steps))
-        root = runs[0].resolve().parent
-        fan_out.evaluate(costs, root, workers, Console(stderr=True), command, sum(pictures.values()))
+    whom = None
+    if reference is not None:
+        whom = next((run for run in runs if run.resolve() == reference.resolve()), reference)
+        runs = runs if whom in runs else [*runs, *_with_checkpoints([reference])]
+    due = _due(runs, steps, whom)
+    preference = preference and (len(due) > 1 or max(map(len, due.values())) > 1)
+    if preference:
+        compare.check_comparable(list(due))
+    folders = {run: [evaluation.folder_of(run, step, request) for step in own] for run, own in due.items()}
+    pictures = {run: evaluation.pictures_due(run, request, own) for run, own in due.items()}
+    workers = default_workers(len(due)) if workers is None else workers
+    if min(workers, len(due)) > 1:
+        costs = {run: fan_out.cost(run, pictures[run]) for run in due}
+        command = fan_out.runs_command(_options(request), due)
+        console = Console(stderr=True)
+        fan_out.evaluate(costs, workers, console, command, [f for own in folders.values() for f in own], pictures)
     else:
-        for run in everyone:
+        for run, own in due.items():
             with _progress(run.resolve().name, pictures[run]) as report:
-                evaluation.evaluate_run(run, request, due[run], report)
-    if preference and len(everyone) > 1:
-        whom = compare.default_reference(runs) if reference is None else reference
-        proxy = runs[0].resolve().parent / compare.PROXY
-        compare.compare(everyone, whom, request, proxy, due)
-    elif preference:
-        print("note: one run alone is not compared; name another with --reference", file=sys.stderr)
-    asked = {run: evaluation.setting(records.load_config(run), request) for run in everyone}
+                evaluation.evaluate_run(run, request, own, report)
+    names = compare.names_of(list(due))
+    label = None
+    if preference:
+        whom = compare.default_reference(list(due)) if whom is None else whom
+        label = f"{names[whom]}@{max(due[whom])}"
+        compare.compare(due, whom, request, whom.resolve().parent / compare.PROXY)
+    asked = {run: evaluation.setting(records.load_config(run), request) for run in due}
     return [
-        {"run": run.resolve().name, **row}
-        for run in everyone
-        for row in records.read_rows(run / "evals.jsonl")[0]
-        if row["step"] in due[run] and asked[run].items() <= row.items()
+        {"run": names[run], **row}
+        for run, own in due.items()
+        for row in records.read_scores(run / "evals.jsonl")[0]
+        if row.get("step") in own and asked[run].items() <= row.items() and row.get("reference") in (None, label)
     ]
 
 
-def _options(request: Any, steps: list[int] | None) -> list[str]:
+def _due(runs: list[Path], steps: list[int] | None, reference: Path | None) -> dict[Path, list[int]]:
+    """Which steps of each run are evaluated: those that are due, or those asked for that have a checkpoint."""
+    from sd3_jax.evaluate import due_steps
+    from sd3_jax.evaluation.generate import steps_saved
+
+    if not steps:
+        return {run: due_steps(run) for run in runs}
+    found = {run: sorted(set(steps) & set(steps_saved(run))) for run in runs}
+    for run, own in found.items():
+        if not own and run == reference:
+            found[run] = due_steps(run)[-1:]
+        elif not own:
+            lacking = f"{run}: has no checkpoint of step {', '.join(map(str, steps))}"
+            if len(runs) == 1:
+                raise UserError(f"{lacking}; there are {', '.join(map(str, steps_saved(run)))}")
+            print(f"note: {lacking}, and is left out", file=sys.stderr)
+    if not any(found.values()):
+        raise UserError(f"{runs[0]}: has no checkpoint of step {', '.join(map(str, steps))}, nor has any other run")
+    return {run: own for run, own in found.items() if own}
+
+
+def _options(request: Any) -> list[str]:
     """The options of this command that a process of its own is given for its share of the runs."""
     sampler = request.sampler
     named = {
@@ -181,13 +203,12 @@ def _options(request: Any, steps: list[int] | None) -> list[str]:
         "--weights": sampler.weights,
         "--seed": sampler.seed,
     }
-    options = [str(part) for pair in named.items() for part in pair]
-    return options + [part for step in steps or [] for part in ("--step", str(step))]
+    return [str(part) for pair in named.items() for part in pair]
 
 
 def _evaluate_folder(
     folder: Path, experiment: str | None, set_: list[str] | None, images_per_task: int
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> list[dict[str, Any]]:
     from sd3_jax import evaluate as evaluation
     from sd3_jax.evaluation import truth
 
@@ -196,11 +217,11 @@ def _evaluate_folder(
         data = config.data
     else:
         data = evaluation.data_of(folder)
-    judged, problems = evaluation.judge_folder(folder, data)
+    judged = evaluation.judge_folder(folder, data)
     ceilings = truth.ceilings(data, None, images_per_task)
     rows = evaluation.score_rows(judged, ceilings, {})
     records.write_rows(folder / "scores.jsonl", rows)
-    return [{"run": folder.resolve().name, **row} for row in rows], problems
+    return [{"run": folder.resolve().name, **row} for row in rows]
 
 
 def _sort(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -212,7 +233,8 @@ def _sort(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             raise UserError(f"{path}: no such directory; expected a run, a directory of runs or a folder of pictures")
         found = records.find_runs(path)
         if found:
-            runs += [run for run in found if run not in runs]
+            known = {run.resolve() for run in runs}
+            runs += [run for run in found if run.resolve() not in known]
         elif any(inner.name.isdigit() for inner in path.iterdir()):
             folders.append(path)
         else:

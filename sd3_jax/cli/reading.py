@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sd3_jax import config as configs
 from sd3_jax import terminal
-from sd3_jax.cli.options import JsonOption, RunsArgument
+from sd3_jax.cli.options import JsonOption, RunsArgument, WhereOption
 from sd3_jax.errors import UserError
 
 
@@ -90,6 +91,7 @@ def correlate(
     score: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Of which score; of all unless given. May be repeated.")
     ] = None,
+    where: WhereOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Does the validation loss predict the scores of pictures? Rank correlations, given compute, and held out.
@@ -101,7 +103,7 @@ def correlate(
     import analysis
     from analysis import quality
 
-    table = analysis.load_scores(runs)
+    table = analysis.load_scores(runs, setting=configs.parse_assignments(where or []))
     for note in table.attrs["notes"]:
         print(f"note: {note}", file=sys.stderr)
     names = score or [name for names in quality.PANELS for name in names if name in set(table["name"])]
@@ -117,6 +119,7 @@ def figure(
     number: Annotated[str, typer.Argument(metavar="N", help="Which figure of the paper: 8 or 12.")],
     runs: RunsArgument,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write it.")] = Path("figures"),
+    where: WhereOption = None,
 ) -> None:
     """Draw a figure of the paper from runs, as .png and .pdf, with every number drawn as .json.
 
@@ -139,8 +142,10 @@ def figure(
     else:
         table, scores = _load_runs(runs), None
         try:
-            scores = analysis.load_scores(runs)
+            scores = analysis.load_scores(runs, setting=configs.parse_assignments(where or []))
         except UserError as error:
+            if where:
+                raise
             print(f"note: only the upper half is drawn: {error}", file=sys.stderr)
         drawing = analysis.figure8(table, scores)
     terminal.written(analysis.save(drawing.figure, drawing.numbers, out / name))

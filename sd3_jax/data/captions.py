@@ -75,8 +75,8 @@ def parse(text: str) -> Int[np.ndarray, "6"]:
         words = (many[1], "", shape, "", "", "")
     if not (one or many):
         raise UserError(
-            f"{text!r} is not a caption of scenes, such as 'a photo of a red circle and a blue star', "
-            "'a photo of a ring left of a star' or 'a photo of three circles'"
+            f"{text!r} is not a caption of scenes, such as 'a photo of a red square and a blue ring', "
+            "'a photo of a ring left of a square' or 'a photo of three squares'"
         )
     return np.array([VOCABULARY.index(word) for word in words])
 

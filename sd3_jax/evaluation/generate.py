@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, UInt8, UInt32
 from PIL import Image
 
 from sd3_jax import records
-from sd3_jax.config import RunConfig, to_dict
+from sd3_jax.config import RunConfig, fingerprint, to_dict
 from sd3_jax.data import scenes
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import prompts as asked
@@ -58,7 +58,8 @@ class Sampler:
         for name, low, high in (("steps", 1, 1000), ("guidance", 0, 100), ("shift", 0.01, 100), ("seed", 0, 2**32 - 1)):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise UserError(f"{name}: {value} is out of range; valid: {low:,g} to {high:,g}")
+                label = {"steps": "sampler steps", "seed": "noise seed"}.get(name, name)
+                raise UserError(f"{label}: {value} is out of range; valid: {low:,} to {high:,}")
         if self.weights not in ("ema", "raw"):
             raise UserError(f"weights: {self.weights!r} is not one of ema, raw")
 
@@ -145,16 +146,37 @@ def sample(
 
     ``draw``: the function of :func:`make_draw`, where several checkpoints of a run share it.
 
-    Raises UserError for a checkpoint that is not there, and where ``out`` holds pictures drawn otherwise.
+    ``report`` is told of the pictures that are there, then of each batch. Raises UserError for a checkpoint that is
+    not there, and where ``out`` holds pictures drawn otherwise.
     """
     config = records.load_config(run_dir)
     saved = steps_saved(run_dir)
     if step not in saved:
         raise UserError(f"{run_dir}: has no checkpoint of step {step}; there are {', '.join(map(str, saved))}")
-    _open(out, _settings(run_dir, config, step, sampler, prompts), prompts)
+    _open(out, _settings(config, step, sampler, prompts), prompts)
     jobs = _missing(out, prompts)
-    if not jobs:
-        return out
+    report(sum(prompt.images for prompt in prompts) - len(jobs))
+    if jobs:
+        _draw_jobs(run_dir, config, step, jobs, sampler, out, batch, report, draw)
+    if jax.process_index() == 0:
+        new = {job.folder for job in jobs}
+        for folder, prompt in enumerate(prompts):
+            if folder in new or not (out / f"{folder:05d}" / "grid.png").exists():
+                _write_grid(out, folder, prompt.images)
+    return out
+
+
+def _draw_jobs(
+    run_dir: Path,
+    config: RunConfig,
+    step: int,
+    jobs: Sequence[Job],
+    sampler: Sampler,
+    out: Path,
+    batch: int,
+    report: Report,
+    draw: Any,
+) -> None:
     mesh = sharding.make_mesh(config.mesh, config.batch)
     draw = draw or make_draw(config, mesh, sampler)
     params = load_weights(run_dir, config, mesh, step, sampler.weights)
@@ -168,10 +190,6 @@ def sample(
             for job, image in zip(chunk, images, strict=False):
                 write_png(image_path(out, job.folder, job.number), image)
         report(len(chunk))
-    if jax.process_index() == 0:
-        for folder in sorted({job.folder for job in jobs}):
-            _write_grid(out, folder, prompts[folder].images)
-    return out
 
 
 def image_path(out: Path, folder: int, index: int) -> Path:
@@ -223,11 +241,9 @@ def read_folder(out: Path) -> Iterator[tuple[int, dict[str, Any], list[Path]]]:
         yield int(folder.name), metadata, images
 
 
-def _settings(
-    run_dir: Path, config: RunConfig, step: int, sampler: Sampler, prompts: Sequence[Prompt]
-) -> dict[str, Any]:
+def _settings(config: RunConfig, step: int, sampler: Sampler, prompts: Sequence[Prompt]) -> dict[str, Any]:
     return {
-        "run": run_dir.resolve().name,
+        "identity": fingerprint(config),  # of the run, whatever its directory is called
         "step": step,
         "sampler": "euler",
         **dataclasses.asdict(sampler),
@@ -244,7 +260,8 @@ def _open(out: Path, settings: dict[str, Any], prompts: Sequence[Prompt]) -> Non
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            old = {}
+            old = None
+        old = old if isinstance(old, dict) else {}
         changes = [f"{key}: {old.get(key)} -> {new}" for key, new in settings.items() if old.get(key) != new]
         if changes:
             raise UserError(f"{out}: holds pictures drawn otherwise ({'; '.join(changes)}): choose another --out")
@@ -265,8 +282,17 @@ def _missing(out: Path, prompts: Sequence[Prompt]) -> list[Job]:
         Job(folder, index, prompt.words, prompt.text)
         for folder, prompt in enumerate(prompts)
         for index in range(prompt.images)
-        if not image_path(out, folder, index).exists()
+        if not _is_picture(image_path(out, folder, index))
     ]
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a picture is there and can be read: one that cannot is drawn again."""
+    try:
+        read_png(path)
+    except UserError:
+        return False
+    return True
 
 
 def _write_grid(out: Path, folder: int, number: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sd3_jax.errors import UserError
+from sd3_jax.evaluation import geneval
 
 RESAMPLES = 1000
 ELO_REFERENCE, ELO_PER_DECADE = 1000.0, 400.0
@@ -75,8 +76,7 @@ def cluster_se(values: Float[np.ndarray, " n"], cluster: Int[np.ndarray, " n"]) 
     With G clusters, ``sqrt(G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2) / n`` (Liang and Zeger 1986, CR1); with
     one value to a cluster it is s / sqrt(n).
     """
-    totals = np.bincount(cluster, values - values.mean())
-    return float(np.sqrt(len(totals) / (len(totals) - 1) * np.sum(totals**2)) / len(values))
+    return geneval.clustered_mean(values, cluster).se
 
 
 def bradley_terry(wins: Float[np.ndarray, "*s m m"], prior: float = PRIOR_WINS) -> Float[np.ndarray, "*s m"]:

@@ -137,7 +137,7 @@ def read_prompts(path: Path, data: DataConfig, images: int = IMAGES_A_PROMPT) ->
         where[described["prompt"]] = number
         found.append(Prompt(words, described | {"split": split_of(words, data)}, images))
     if not found:
-        raise UserError(f"{path}: holds no prompt; expected a caption a line, such as 'a photo of a red circle'")
+        raise UserError(f"{path}: holds no prompt; expected a caption a line, such as 'a photo of a red square'")
     return found
 
 
@@ -147,7 +147,7 @@ def _caption(line: str, where: str) -> str:
     except (ValueError, RecursionError) as error:  # also a number of very many digits, and very deep nesting
         raise UserError(f"{where}: is not JSON: {getattr(error, 'msg', 'too large a number or too deep')}") from None
     if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str):
-        raise UserError(f"{where}: has no 'prompt', a sentence such as 'a photo of a red circle'")
+        raise UserError(f"{where}: has no 'prompt', a sentence such as 'a photo of a red square'")
     return row["prompt"]
 
 

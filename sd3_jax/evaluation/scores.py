@@ -36,6 +36,11 @@ CATEGORIES = {
     "position": "spatial",
     "counting": "numeracy",
 }
+EXPECTED = {  # the groups that an overall score is of, where they are not GenEval's six
+    "compbench": set(CATEGORIES.values()),
+    "color": {"colors", "color_attr"},
+    "position": {"position"},
+}
 OVERALL = "overall"
 SHUFFLES = 24  # other prompts of its task that each picture is held against, at most
 
@@ -168,7 +173,9 @@ def summarize(prompts: Sequence[Mapping[str, Any]], measured: Measured) -> list[
             own, chance, above = (
                 geneval.unweighted([getattr(score, key) for score in seen]) for key in ("own", "chance", "above")
             )
-            found.append(Score(NAMES[measure_name], OVERALL, own, chance, above, [], []))
+            complete = {score.group for score in seen} >= EXPECTED.get(measure_name, set(geneval.TAGS))
+            label = OVERALL if complete else f"mean of {len(seen)}"  # a folder may hold some of the tasks alone
+            found.append(Score(NAMES[measure_name], label, own, chance, above, [], []))
     return found
 
 

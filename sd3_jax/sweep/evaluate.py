@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from sd3_jax import flops, records
 from sd3_jax.errors import UserError
 from sd3_jax.sweep.run import stoppable, worker_environments
 
+LOG = "evaluate.log"
 Command = Callable[[Sequence[Path]], list[str]]  # runs -> argv of the process that evaluates them
 
 
@@ -40,29 +40,36 @@ def cost(run_dir: Path, pictures: int) -> float:
 
 
 def evaluate(
-    costs: Mapping[Path, float], runs_dir: Path, workers: int, console: Console, command: Command, pictures: int
+    costs: Mapping[Path, float],
+    workers: int,
+    console: Console,
+    command: Command,
+    folders: Sequence[Path],
+    pictures: Mapping[Path, int],
 ) -> None:
-    """Evaluate every run in processes of their own; ``pictures`` is how many there will be in all.
+    """Evaluate every run in processes of their own; ``folders`` will hold the pictures, ``pictures`` of each run.
 
-    Raises UserError, once all have ended, if one of them failed: what the others wrote stays.
+    What a process prints is in the evaluate.log of the first of its runs. Raises UserError, once all have ended, if
+    one of them failed: what the others wrote stays.
     """
     shares = deal(costs, workers)
-    environments = worker_environments(len(shares), runs_dir)
-    with tempfile.TemporaryDirectory() as logs, stoppable():
-        children = []
-        for number, (share, environment) in enumerate(zip(shares, environments, strict=True)):
-            with open(Path(logs) / f"{number}.txt", "wb") as log:
-                child = subprocess.Popen(
-                    command(share),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=os.environ | environment,
-                    start_new_session=True,
-                )
-            children.append(child)
+    environments = worker_environments(len(shares), shares[0][0].resolve().parent)
+    children = []
+    with stoppable():
         try:
-            with _progress(console, list(costs), pictures) as report:
+            for share, environment in zip(shares, environments, strict=True):
+                with open(share[0] / LOG, "wb") as log:
+                    children.append(
+                        subprocess.Popen(
+                            command(share),
+                            stdin=subprocess.DEVNULL,
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            env=os.environ | environment,
+                            start_new_session=True,
+                        )
+                    )
+            with _progress(console, folders, sum(pictures.values())) as report:
                 while any(child.poll() is None for child in children):
                     report()
                     time.sleep(0.2)
@@ -72,44 +79,51 @@ def evaluate(
                     child.terminate()
             for child in children:
                 child.wait()
-        failed = [number for number, child in enumerate(children) if child.returncode]
-        if failed:
-            raise UserError(_reason((Path(logs) / f"{failed[0]}.txt").read_text(encoding="utf-8", errors="replace")))
+    for share, child in zip(shares, children, strict=True):
+        if child.returncode:
+            raise UserError(_reason(share[0] / LOG))
 
 
-def _reason(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _reason(log: Path) -> str:
+    """Our own message, or where to read what happened."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("sd3-jax: error: ")]
-    found = (ours or lines or ["an evaluation ended without saying why"])[-1]
-    return found.removeprefix("sd3-jax: error: ")[:500]
+    if ours:
+        return ours[-1].removeprefix("sd3-jax: error: ")[:500]
+    return f"an evaluation ended early ({lines[-1][:300] if lines else 'without saying why'}); see {log}"
 
 
 @contextmanager
-def _progress(console: Console, runs: Sequence[Path], pictures: int) -> Iterator[Callable[[], None]]:
+def _progress(console: Console, folders: Sequence[Path], pictures: int) -> Iterator[Callable[[], None]]:
     """On a terminal a bar of the pictures that are on disk; nothing elsewhere."""
     if not console.is_terminal:
         yield lambda: None
         return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pictures")]
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        began = _count(runs)
-        task = bar.add_task("sampling and judging", total=pictures)
+        task = bar.add_task("sampling and judging", total=pictures, completed=_count(folders))
         looked = 0.0
 
         def report() -> None:
             nonlocal looked
             if time.monotonic() - looked >= 1.0:
                 looked = time.monotonic()
-                bar.update(task, completed=min(_count(runs) - began, pictures))
+                bar.update(task, completed=_count(folders))
 
         yield report
 
 
-def _count(runs: Sequence[Path]) -> int:
-    return sum(1 for run_dir in runs for _ in run_dir.glob("samples/*/[0-9]*/samples/[0-9]*.png"))
+def _count(folders: Sequence[Path]) -> int:
+    return sum(1 for folder in folders for _ in folder.glob("[0-9]*/samples/[0-9]*.png"))
 
 
-def runs_command(options: Sequence[str]) -> Command:
-    """The command line that evaluates runs with these options, in one process."""
+def runs_command(options: Sequence[str], steps: Mapping[Path, Sequence[int]]) -> Command:
+    """The command line that evaluates runs with these options, in one process; of each the steps that it has."""
     start = [sys.executable, "-m", "sd3_jax.cli", "evaluate"]
-    return lambda runs: [*start, *map(str, runs), "--workers", "1", "--no-preference", *options]
+
+    def command(runs: Sequence[Path]) -> list[str]:
+        wanted = sorted({step for run in runs for step in steps[run]})
+        chosen = [part for step in wanted for part in ("--step", str(step))]
+        return [*start, *map(str, runs), "--workers", "1", "--no-preference", *options, *chosen]
+
+    return command
