@@ -234,8 +234,8 @@ def style_of(names: Mapping[str, Any]) -> Style | None:
     return next((style for style, blocks in _BLOCKS.items() if any(n.startswith(f"{blocks}.") for n in names)), None)
 
 
-def infer_model(found: Shapes, style: Style, latent_size: int) -> ModelConfig:
-    """The configuration that a file of weights alone implies; what shapes cannot say is ``latent_size``.
+def infer_model(found: Shapes, style: Style) -> ModelConfig:
+    """The configuration that a file of weights alone implies. Shapes do not say ``latent_size``: taken as 1024 px.
 
     Raises UserError where the shapes are not those of one of this family.
     """
@@ -244,9 +244,7 @@ def infer_model(found: Shapes, style: Style, latent_size: int) -> ModelConfig:
     def shape(layer: str, suffix: str, dimensions: int) -> tuple[int, ...]:
         name = ends[layer][0] + suffix
         if len(found.get(name, ())) != dimensions:
-            raise UserError(
-                f"{name} is {'not of' if name in found else 'missing:'} an MM-DiT's {dimensions} dimensions"
-            )
+            raise UserError(f"not an MM-DiT: {name} is {list(found[name]) if name in found else 'missing'}")
         return found[name]
 
     numbers = {int(m[1]) for name in found if (m := re.match(rf"{blocks}\.(\d+)\.", name))}
@@ -260,7 +258,7 @@ def infer_model(found: Shapes, style: Style, latent_size: int) -> ModelConfig:
         depth=depth,
         head_dim=width // depth,
         patch=patch,
-        latent_size=latent_size,
+        latent_size=min(128, side * patch),
         latent_channels=channels,
         text_dim=shape("text_embed", ".weight", 2)[1],
         pooled_dim=shape("pooled_embed.first", ".weight", 2)[1],
