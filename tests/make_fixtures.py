@@ -1,7 +1,7 @@
 """Make tests/fixtures/parity_*.npz: what diffusers' SD3Transformer2DModel and scheduler say (torch, CPU, float32).
 
-python tests/make_fixtures.py, after make test-parity has installed torch and diffusers; test_diffusers.py compares
-what it makes with what is stored.
+python tests/make_fixtures.py, after make test-parity has installed torch and diffusers; make test-parity makes them
+anew and compares them with what is stored.
 """
 
 import json
