@@ -7,6 +7,7 @@ that of the last text stream are (shift, scale) here and in the reference.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -180,7 +181,7 @@ def from_tensors(read: Read, model: ModelConfig, style: Style = "diffusers") -> 
     tree: dict[str, Any] = {}
     for path, parts in pieces(model, style).items():
         stacked = parts[0].place is not None
-        leaf = np.empty((len(parts), *parts[0].shape) if stacked else parts[0].shape, np.float32)
+        leaf = _empty((len(parts), *parts[0].shape) if stacked else parts[0].shape)
         for piece in parts:
             _fill(leaf[piece.place] if stacked else leaf, piece, read)
         node = tree
@@ -188,6 +189,14 @@ def from_tensors(read: Read, model: ModelConfig, style: Style = "diffusers") -> 
             node = node.setdefault(key, {})
         node[path[-1]] = leaf
     return tree
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Float32 at an address that JAX can take over without a copy, which for a large model is half the memory."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 def to_tensors(params: Any, model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:

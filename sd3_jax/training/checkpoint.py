@@ -1,5 +1,6 @@
 """Orbax checkpoints of a train state: one folder a step, written whole or not at all."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,8 +67,11 @@ def _disk(directory: Path) -> Iterator[None]:
 def save_weights(directory: Path, step: int, params: Any) -> None:
     """Save one set of weights as ``step``, for :func:`restore_weights` alone: no run goes on from it."""
     path = directory.absolute() / str(step)
-    with _disk(directory), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, {"step": jnp.int32(step), "params": jax.tree.map(jnp.asarray, params)})
+    # Neither JAX nor Orbax may copy it all: a large model fits but once. At a time only what the largest leaf needs.
+    weights = jax.tree.map(lambda x: jax.device_put(x, may_alias=True), params)
+    gigabytes = math.ceil(max(leaf.nbytes for leaf in jax.tree.leaves(weights)) / 10**9)
+    with _disk(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=gigabytes)) as checkpointer:
+        checkpointer.save(path, {"step": jnp.int32(step), "params": weights})
 
 
 def _holds(path: Path) -> frozenset[str]:
