@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup figure8 test test-slow check clean
+.PHONY: setup figure8 test test-slow test-parity check clean
 
 setup: $(VENV)/ready
 
@@ -29,6 +29,10 @@ test: check
 
 test-slow: setup
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
+
+test-parity: setup
+	$(BIN)/pip install --quiet --editable '.[dev,parity]'
+	$(BIN)/pytest -m parity tests/test_diffusers.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         "encoders": ["torch>=2.9", "diffusers>=0.36"],
+        "parity": ["torch>=2.9", "diffusers==0.42.0", "accelerate"],
         "tpu-plan": ["libtpu"],
         "dev": [
             "pytest>=8",

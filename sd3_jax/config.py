@@ -44,6 +44,10 @@ class ModelConfig:
     pooled_dim: int = _bounded(2048, 1, 65536)
     time_dim: int = _bounded(256, 2, 65536)  # width of the sinusoidal embedding of t
     qk_norm: bool = False  # RMSNorm on queries and keys, per head
+    dual_attention: tuple[int, ...] = _bounded((), 0, 1023)  # blocks whose image tokens also attend apart (MMDiT-X)
+    position_grid: int = _bounded(0, 0, 4096)  # tokens on a side of the grid that images are cropped from; 0: just one
+    position_base: int = _bounded(0, 0, 4096)  # its scale: tokens on a side where a step is 1 (16 at 256 px); 0: here
+    position_table: bool = False  # the grid is stored with the weights, as released models do; never trained
 
     @property
     def width(self) -> int:
@@ -58,12 +62,22 @@ class ModelConfig:
     @property
     def image_tokens(self) -> int:
         """Tokens of one square image, n."""
-        return (self.latent_size // self.patch) ** 2
+        return self.side**2
 
     @property
     def patch_dim(self) -> int:
         """Latent numbers in one image token."""
         return self.patch**2 * self.latent_channels
+
+    @property
+    def side(self) -> int:
+        """Image tokens on a side of one square image, s."""
+        return self.latent_size // self.patch
+
+    @property
+    def largest_side(self) -> int:
+        """The most image tokens on a side that there are positions for."""
+        return self.position_grid or self.side
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,13 @@ LEAST_FREE = 32  # pixels: the smallest object is seven across
 LENGTHS = ("steps", "images", "flops")
 # What may differ between two lives of one run; everything else is its identity.
 FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", *LENGTHS)
+# Fields younger than the first records, and what those runs did: at that value they are no part of an identity.
+YOUNGER: dict[str, Any] = {
+    "model.dual_attention": (),
+    "model.position_grid": 0,
+    "model.position_base": 0,
+    "model.position_table": False,
+}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -241,7 +262,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """What makes two runs the same run: every field but how it executes and how long it is (flat, dotted)."""
-    return {key: value for key, value in flatten(to_dict(config)) if key.partition(".")[0] not in FREE}
+    kept = ((key, value) for key, value in flatten(to_dict(config)) if key.partition(".")[0] not in FREE)
+    return {key: value for key, value in kept if key not in YOUNGER or value != YOUNGER[key]}
 
 
 def cooldown_start(config: OptimizerConfig, steps: int) -> int:
@@ -257,7 +279,7 @@ def fingerprint(config: RunConfig) -> str:
 
 def difference(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """One line for each field of the identity that differs, ``key: theirs -> ours``."""
-    new, old = identity(ours), identity(theirs)
+    new, old = ({**YOUNGER, **identity(config)} for config in (ours, theirs))
     return [f"{key}: {old[key]} -> {new[key]}" for key in new if new[key] != old[key]]
 
 
@@ -376,6 +398,18 @@ def _check(config: RunConfig) -> None:
         raise UserError(
             f"model.head_dim: width {model.width} = head_dim * depth must be a multiple of 4 "
             "(two-dimensional sine-cosine positions), and model.time_dim even"
+        )
+    if any(block >= model.depth for block in model.dual_attention) or list(model.dual_attention) != sorted(
+        set(model.dual_attention)
+    ):
+        raise UserError(
+            f"model.dual_attention: {list(model.dual_attention)} is not an ascending list of blocks, "
+            f"each from 0 to model.depth - 1 = {model.depth - 1}"
+        )
+    if model.position_grid and model.position_grid < model.side:
+        raise UserError(
+            f"model.position_grid: {model.position_grid} is smaller than an image; "
+            f"at least model.latent_size / model.patch = {model.side}, or 0"
         )
     if data.text_parts > min(model.text_dim, model.pooled_dim):
         raise UserError(f"data.text_parts: {data.text_parts} parts do not fit model.text_dim or model.pooled_dim")

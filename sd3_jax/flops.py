@@ -40,17 +40,22 @@ class Parts(NamedTuple):
 
 
 def parameters(model: ModelConfig) -> Parts:
-    """Trainable parameters, by part. The sine-cosine table is not one.
+    """Trainable parameters, by part. The sine-cosine table is not one, stored or computed.
 
-    >>> parameters(ModelConfig(depth=24)).total
+    >>> parameters(ModelConfig(depth=24)).total  # SD3-medium
     2028328000
+    >>> parameters(ModelConfig(depth=24, qk_norm=True, dual_attention=tuple(range(13)))).total  # SD3.5-medium
+    2243171520
     """
     e, ratio, d = model.width, model.mlp_ratio, model.depth
     qkv, out = 3 * (e * e + e), e * e + e
     mlp = 2 * ratio * e * e + (ratio + 1) * e
     streams = (2 * d - 1) * (qkv + out + mlp) + qkv  # the last text stream stops after its keys and values
     modulation = (2 * d - 1) * (6 * e * e + 6 * e) + (2 * e * e + 2 * e) + (2 * e * e + 2 * e)
-    gains = d * 4 * model.head_dim if model.qk_norm else 0
+    dual = len(model.dual_attention)  # each a second attention of the image tokens, with its own modulation
+    streams += dual * (qkv + out)
+    modulation += dual * (3 * e * e + 3 * e)
+    gains = (4 * d + 2 * dual) * model.head_dim if model.qk_norm else 0
     ends = (
         (model.patch_dim * e + e)
         + (model.text_dim * e + e)
@@ -73,6 +78,10 @@ def forward_flops(model: ModelConfig) -> Parts:
     streams = d * per_token * n + (d - 1) * per_token * m + 2 * 3 * e * e * m
     modulation = 2 * ((2 * d - 1) * 6 + 2 + 2) * e * e
     attention = d * 4 * (n + m) ** 2 * e
+    dual = len(model.dual_attention)
+    streams += dual * 2 * 4 * e * e * n
+    modulation += dual * 2 * 3 * e * e
+    attention += dual * 4 * n * n * e
     ends = 2 * e * (2 * model.patch_dim * n + model.text_dim * m + model.time_dim + model.pooled_dim + 2 * e)
     return Parts(streams, modulation, attention, ends)
 

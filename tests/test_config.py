@@ -1,13 +1,26 @@
 """The schema's three doors lead to one room, and bad input gets one clear line."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from sd3_jax import config as configs
-from sd3_jax.config import RunConfig, default_config, parse_assignments, resolve
+from sd3_jax.config import (
+    YOUNGER,
+    RunConfig,
+    default_config,
+    difference,
+    fingerprint,
+    identity,
+    parse_assignments,
+    resolve,
+    to_dict,
+)
 from sd3_jax.errors import UserError
+from sd3_jax.records import load_config
 
 
 def test_three_doors_one_run() -> None:
@@ -109,3 +122,39 @@ def test_identity_ignores_how_and_how_long_but_nothing_else() -> None:
         assert (spec.name in configs.FREE) != any(key.startswith(spec.name) for key in configs.identity(config))
     other = resolve({"steps": 10, "optimizer.learning_rate": 2e-4})
     assert configs.difference(other, config) == ["optimizer.learning_rate: 0.0001 -> 0.0002"]
+
+
+def test_fields_younger_than_the_records_leave_old_runs_what_they_were() -> None:
+    """Fingerprints as they were written before the fields existed; a config.json without them means the defaults."""
+    assert fingerprint(resolve({"steps": 1})) == "de0c914d"
+    for run in sorted((Path(__file__).parent.parent / "experiments" / "results" / "figure8_cpu").iterdir()):
+        written = json.loads((run / "lives.jsonl").read_text().splitlines()[0])["identity"]
+        assert fingerprint(load_config(run)) == written
+    for field in YOUNGER:
+        assert field not in identity(resolve({"steps": 1}))
+
+
+def test_dual_attention_is_part_of_what_a_run_is() -> None:
+    plain, dual = resolve({"steps": 1}), resolve({"steps": 1, "model.dual_attention": [0, 2]})
+    assert dual.model.dual_attention == (0, 2)
+    assert fingerprint(plain) != fingerprint(dual)
+    assert difference(dual, plain) == ["model.dual_attention: () -> (0, 2)"]
+    assert difference(plain, dual) == ["model.dual_attention: (0, 2) -> ()"]
+    assert resolve(json.loads(json.dumps(to_dict(dual)))) == dual
+
+
+@pytest.mark.parametrize(
+    "overlay, words",
+    [
+        ({"model.dual_attention": [15]}, "each from 0 to model.depth - 1 = 14"),
+        ({"model.dual_attention": [3, 1]}, "ascending"),
+        ({"model.dual_attention": [1, 1]}, "ascending"),
+        ({"model.dual_attention": [-1]}, "out of range"),
+        ({"model.dual_attention": 3}, "not a list"),
+        ({"model.position_grid": 15}, "at least model.latent_size / model.patch = 16"),
+        ({"model.position_table": 1}, "true or false"),
+    ],
+)
+def test_models_that_cannot_be(overlay: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve({"steps": 1}, overlay)

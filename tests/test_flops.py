@@ -31,17 +31,34 @@ def test_the_papers_sizes(depth: int) -> None:
     assert flops.exact_train_flops(model) == exact
 
 
+DUAL = {
+    "none": lambda depth: (),
+    "first half": lambda depth: range((depth + 1) // 2),
+    "scattered": lambda depth: sorted({depth // 3, depth - 1}),
+}
+
+
 @pytest.mark.parametrize("depth", [1, 2, 15, 24, 38])
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_parameters_are_those_of_the_network(depth: int, qk_norm: bool) -> None:
-    model = ModelConfig(depth=depth, qk_norm=qk_norm)
+@pytest.mark.parametrize("dual", DUAL)
+def test_parameters_are_those_of_the_network(depth: int, qk_norm: bool, dual: str) -> None:
+    model = ModelConfig(depth=depth, qk_norm=qk_norm, dual_attention=tuple(DUAL[dual](depth)))
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == flops.parameters(model).total
 
 
-def test_forward_flops_are_the_matmuls_of_the_traced_network() -> None:
+def test_a_stored_table_is_no_parameter() -> None:
+    model = ModelConfig(depth=2, position_table=True, position_grid=384)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    assert shapes.pop("position_table").shape == (384, 384, model.width)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == flops.parameters(model).total
+
+
+@pytest.mark.parametrize("dual", [(), (0,), (0, 1), (1, 2), (0, 2)])
+def test_forward_flops_are_the_matmuls_of_the_traced_network(dual: tuple[int, ...]) -> None:
     """An independent count: every dot_general in the unrolled network's jaxpr."""
-    model = ModelConfig(depth=3, head_dim=8, latent_size=6, text_tokens=5, text_dim=24, pooled_dim=12, time_dim=10)
+    sizes = {"latent_size": 6, "text_tokens": 5, "text_dim": 24, "pooled_dim": 12, "time_dim": 10}
+    model = ModelConfig(depth=3, head_dim=8, dual_attention=dual, **sizes)
     net, batch = MMDiT(model, unroll=1), 2
     shape = (batch, 6, 6, model.latent_channels)
     arguments = (jnp.zeros(shape), jnp.zeros(batch), jnp.zeros((batch, 5, 24)), jnp.zeros((batch, 12)))

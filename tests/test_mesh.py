@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from tiny import tiny
 
 from sd3_jax.config import MeshConfig
@@ -56,3 +57,11 @@ def test_large_parameters_are_split_and_optimizer_and_average_with_them(monkeypa
     assert kernel(state.params)[0] is None  # never the scanned depth axis
     split = sum(x.size for x, s in zip(*map(jax.tree.leaves, (shapes, state)), strict=True) if "fsdp" in s.spec)
     assert split / sum(x.size for x in jax.tree.leaves(shapes)) > 0.9
+
+
+def test_no_stack_of_blocks_is_split_along_its_depth() -> None:
+    mesh = sharding.make_mesh(MeshConfig(fsdp=8), 8)
+    leaf = jax.ShapeDtypeStruct((4096, 64, 8), jnp.float32)
+    for name in ("blocks", "dual_blocks", "dual_blocks_7"):
+        assert sharding.state_shardings(mesh, {name: {"kernel": leaf}})[name]["kernel"].spec == P(None, "fsdp")
+    assert sharding.state_shardings(mesh, {"last_block": {"kernel": leaf}})["last_block"]["kernel"].spec == P("fsdp")

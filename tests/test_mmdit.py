@@ -9,8 +9,9 @@ import pytest
 from scipy.special import softmax
 
 from sd3_jax.config import ModelConfig
+from sd3_jax.errors import UserError
 from sd3_jax.models import layers
-from sd3_jax.models.mmdit import MMDiT
+from sd3_jax.models.mmdit import MMDiT, grid
 from sd3_jax.training.step import init_params
 
 MODEL = ModelConfig(depth=3, head_dim=8, latent_size=6, text_tokens=5, text_dim=20, pooled_dim=12, time_dim=16)
@@ -24,10 +25,14 @@ def inputs(model: ModelConfig, batch: int = 2, height: int = 6, width: int = 6) 
 
 
 def random_params(model: ModelConfig) -> dict:
-    """Nothing left at zero or one, so that every parameter matters."""
-    leaves, tree = jax.tree.flatten(fresh_params(model))
+    """Nothing left at zero or one, so that every parameter matters; matrices as large as initial ones, at any width."""
     numbers = np.random.default_rng(2)
-    return tree.unflatten([x + 0.1 * numbers.normal(size=x.shape).astype(np.float32) for x in leaves])
+
+    def moved(path: tuple, x: jax.Array) -> jax.Array:
+        scale = 0.5 / np.sqrt(x.shape[-2]) if path[-1].key == "kernel" else 0.1
+        return x + scale * numbers.normal(size=x.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(moved, fresh_params(model))
 
 
 fresh_params = jax.jit(lambda model: init_params(model, jax.random.key(0)), static_argnums=0)
@@ -140,21 +145,28 @@ def test_a_fresh_model_says_zero_and_its_blocks_are_the_identity() -> None:
 
 
 def test_unroll_and_remat_change_nothing_but_the_program() -> None:
-    params, arguments = random_params(MODEL), inputs(MODEL)
+    model = dataclasses.replace(MODEL, depth=4, dual_attention=(0, 1, 3))
+    params, arguments = random_params(model), inputs(model)
+    assert {name for name in params if "block" in name} == {"dual_blocks", "blocks", "last_block"}
 
     def gradient(**settings) -> dict:
-        net = MMDiT(MODEL, **settings)
-        return jax.jit(jax.grad(lambda p: jnp.sum(net.apply({"params": p}, *arguments) ** 2)))(params)
+        net = MMDiT(model, **settings)
+        fresh = jax.eval_shape(net.init, jax.random.key(0), *arguments)["params"]
+        assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
+        loss = lambda p: jnp.sum(net.apply({"params": p}, *arguments) ** 2)  # noqa: E731
+        return jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})(params)
 
     plain = gradient()
     for settings in ({"unroll": 2}, {"remat": True}):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), gradient(**settings), plain)
 
 
-def test_bfloat16_stays_close_to_float32() -> None:
-    params, arguments = random_params(MODEL), inputs(MODEL)
-    exact = jax.jit(MMDiT(MODEL).apply)({"params": params}, *arguments)
-    rounded = jax.jit(MMDiT(MODEL, jnp.bfloat16).apply)({"params": params}, *arguments)
+@pytest.mark.parametrize("depth", [3, 15])
+def test_bfloat16_stays_close_to_float32(depth: int) -> None:
+    model = dataclasses.replace(MODEL, depth=depth)
+    params, arguments = random_params(model), inputs(model)
+    exact = jax.jit(MMDiT(model).apply)({"params": params}, *arguments)
+    rounded = jax.jit(MMDiT(model, jnp.bfloat16).apply)({"params": params}, *arguments)
     assert rounded.dtype == jnp.float32
     assert 0 < jnp.linalg.norm(exact - rounded) / jnp.linalg.norm(exact) < 2e-2
 
@@ -172,3 +184,63 @@ def test_attention_does_not_care_for_the_order_of_tokens() -> None:
     order = jnp.array([3, 0, 6, 1, 5, 2, 4])
     moved = layers.attention(q[:, order], k[:, order], v[:, order])
     np.testing.assert_allclose(moved, layers.attention(q, k, v)[:, order], atol=1e-6)
+
+
+# --- positions -------------------------------------------------------------------------------------------------------
+
+
+def paper_grid(rows: int, columns: int, pixels: int, longest: int, width: int) -> np.ndarray:
+    """Section 5.3.2 to the letter: the whole extended grid of a target area of pixels^2, then its centre."""
+    s, largest = pixels / 16, longest // 16
+    axis = (np.arange(largest) - (largest - s) / 2) * 256 / pixels
+    table = np.empty((largest, largest, width))
+    frequency = 1 / 10000 ** (np.arange(width // 4) / (width // 4))
+    for row, column in np.ndindex(largest, largest):
+        angles = axis[column] * frequency, axis[row] * frequency
+        table[row, column] = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)])
+    top, left = (largest - rows) // 2, (largest - columns) // 2
+    return table[top : top + rows, left : left + columns]
+
+
+@pytest.mark.parametrize("rows, columns", [(64, 64), (48, 84), (84, 48), (96, 40), (33, 96)])
+def test_buckets_are_cut_from_the_papers_extended_and_interpolated_grid(rows: int, columns: int) -> None:
+    model = ModelConfig(depth=2, head_dim=4, latent_size=128, position_grid=96, position_base=16)
+    theirs = paper_grid(rows, columns, pixels=1024, longest=1536, width=8)
+    np.testing.assert_allclose(grid(model, rows, columns), theirs, atol=1e-6)
+
+
+def test_a_square_at_the_first_resolution_has_whole_positions() -> None:
+    model = ModelConfig(depth=2, head_dim=4)
+    np.testing.assert_array_equal(grid(model, 16, 16), layers.positions(np.arange(16), np.arange(16), 8))
+    finer = dataclasses.replace(model, latent_size=128, position_grid=192, position_base=16)
+    quarters = np.arange(64) / 4  # 0 .. 15.75
+    np.testing.assert_array_equal(grid(finer, 64, 64), layers.positions(quarters, quarters, 8))
+
+
+@pytest.mark.parametrize("rows, columns", [(5, 7), (8, 2), (1, 1)])
+def test_a_stored_table_is_cropped_in_its_middle(rows: int, columns: int) -> None:
+    table = jnp.arange(8 * 8 * 3).reshape(8, 8, 3)
+    cut = layers.crop(table, rows, columns)
+    top, left = (8 - rows) // 2, (8 - columns) // 2
+    for row, column in np.ndindex(rows, columns):
+        np.testing.assert_array_equal(cut[row, column], table[top + row, left + column])
+
+
+def test_a_fresh_table_is_the_computed_grid_and_is_not_trained() -> None:
+    computed = dataclasses.replace(MODEL, position_grid=5, position_base=2)
+    stored = dataclasses.replace(computed, position_table=True)
+    params, arguments = random_params(computed), inputs(stored, height=4, width=10)
+    table = fresh_params(stored)["position_table"]
+    assert table.shape == (5, 5, MODEL.width)
+    loss = lambda p, model: jnp.sum(MMDiT(model).apply({"params": p}, *arguments) ** 2)  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)({**params, "position_table": table}, stored)
+    np.testing.assert_allclose(value, jax.jit(loss, static_argnums=1)(params, computed), rtol=1e-6)
+    np.testing.assert_array_equal(gradient["position_table"], 0)
+
+
+@pytest.mark.parametrize(
+    "height, width, words", [(6, 8, "3 x 4 tokens, more than the 3 x 3"), (5, 6, "patches of 2 x 2")]
+)
+def test_a_latent_without_positions_is_refused(height: int, width: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        jax.eval_shape(MMDiT(MODEL).init, jax.random.key(0), *inputs(MODEL, height=height, width=width))

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import sd3_jax
-from sd3_jax.cli import pictures, reading, sweeps, training
+from sd3_jax.cli import converting, pictures, reading, sweeps, training
 from sd3_jax.errors import RunFailed, UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ COMMANDS = (
     training.scenes,
     pictures.sample,
     pictures.evaluate,
+    converting.convert,
     reading.fit,
     reading.isoflop,
     reading.predict,

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sd3_jax.flow import timesteps
@@ -11,6 +12,17 @@ from sd3_jax.flow.objectives import Velocity
 def time_grid(steps: int, shift: float = 1.0) -> Float[Array, " steps+1"]:
     """Times from 1 to 0, equidistant before the resolution shift (paper section 5.3.2)."""
     return timesteps.shift(jnp.linspace(1.0, 0.0, steps + 1), shift)
+
+
+def scheduler_grid(steps: int, shift: float = 1.0) -> Float[Array, " steps+1"]:
+    """The times of diffusers' FlowMatchEulerDiscreteScheduler and of the reference code, for comparing with them.
+
+    Equidistant from 1 to the shifted 1/1000, shifted again, then 0: the last step is long.
+    """
+    last = shift / (1000 + shift - 1)
+    times = np.linspace(1.0, last, steps)  # float64 throughout, as there
+    times = shift * times / (1 + (shift - 1) * times)
+    return jnp.asarray(np.append(times, 0.0), jnp.float32)
 
 
 def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:

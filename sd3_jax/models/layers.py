@@ -86,16 +86,40 @@ def unpatchify(tokens: Float[Array, "b n p"], patch: int, height: int, width: in
     return x.reshape(b, height, width, -1)
 
 
-def positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """Fixed two-dimensional sine-cosine table [rows * columns, width], float32.
+def coordinates(count: int, size: int, largest: int, base: int) -> Float[np.ndarray, " count"]:
+    """Positions of ``count`` tokens along one side: the centre of an extended and interpolated grid (section 5.3.2).
+
+    (p - (largest - size) / 2) base / size for p = 0 .. largest - 1, of which the middle ``count``; ``size``: tokens
+    on a side of the square image of the same area, ``base``: those of a square image at the first resolution.
+
+    >>> coordinates(3, size=4, largest=8, base=2)
+    array([0. , 0.5, 1. ])
+    """
+    p = (largest - count) // 2 + np.arange(count)
+    return (p - (largest - size) / 2) * base / size
+
+
+def positions(
+    rows: Float[np.ndarray, " r"], columns: Float[np.ndarray, " c"], width: int
+) -> Float[Array, "r c {width}"]:
+    """Fixed two-dimensional sine-cosine table of these coordinates, float32.
 
     Half the channels encode the column, half the row; in each half sin then cos, frequencies 10000^(-i/(width/4)),
     computed in float64 (the released code's order).
     """
     omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
-    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    angles = [np.outer(axis.ravel(), omega) for axis in (column, row)]
-    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+    row, column = (
+        np.concatenate([f(np.outer(axis, omega)) for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+        for axis in (rows, columns)
+    )
+    shape = (len(rows), len(columns), width // 2)
+    return jnp.concatenate([jnp.broadcast_to(column, shape), jnp.broadcast_to(row[:, None], shape)], axis=-1)
+
+
+def crop(table: Float[Array, "m m e"], rows: int, columns: int) -> Float[Array, "rows columns e"]:
+    """The middle of a stored table of positions, rounded towards its start (the released code's choice)."""
+    top, left = (table.shape[0] - rows) // 2, (table.shape[1] - columns) // 2
+    return table[top : top + rows, left : left + columns]
 
 
 def sinusoid(t: Float[Array, " b"], dim: int) -> Float[Array, "b dim"]:

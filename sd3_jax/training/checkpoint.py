@@ -1,5 +1,6 @@
 """Orbax checkpoints of a train state: one folder a step, written whole or not at all."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sd3_jax.errors import UserError
@@ -33,28 +35,17 @@ class Saver:
         """Start to save ``state`` as ``step``; what was being saved before is committed first."""
         if step in saved_steps(self.directory):
             return
-        with self._disk():
+        with _disk(self.directory):
             self.checkpointer.wait_until_finished()
             self._prune()
             self.checkpointer.save(self.directory / str(step), state, force=True)
 
     def close(self) -> None:
         """Wait until everything is committed."""
-        with self._disk():
+        with _disk(self.directory):
             self.checkpointer.wait_until_finished()
             self._prune()
             self.checkpointer.close()
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """Orbax and TensorStore report a full or forbidden disk as one of several exceptions, at length."""
-        try:
-            yield
-        except (ValueError, RuntimeError, OSError) as error:
-            reason = str(error).partition("\n")[0][:200]
-            raise UserError(
-                f"{self.directory}: cannot save a checkpoint ({reason}); the last good one is kept"
-            ) from None
 
     def _prune(self) -> None:
         if jax.process_index() == 0:
@@ -63,12 +54,43 @@ class Saver:
                     shutil.rmtree(self.directory / str(step))
 
 
+@contextmanager
+def _disk(directory: Path) -> Iterator[None]:
+    """Orbax and TensorStore report a full or forbidden disk as one of several exceptions, at length."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{directory}: cannot save a checkpoint ({reason}); the last good one is kept") from None
+
+
+def save_weights(directory: Path, step: int, params: Any) -> None:
+    """Save one set of weights as ``step``, for :func:`restore_weights` alone: no run goes on from it."""
+    path = directory.absolute() / str(step)
+    # Neither JAX nor Orbax may copy it all: a large model fits but once. At a time only what the largest leaf needs.
+    weights = jax.tree.map(lambda x: jax.device_put(x, may_alias=True), params)
+    gigabytes = math.ceil(max(leaf.nbytes for leaf in jax.tree.leaves(weights)) / 10**9)
+    with _disk(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=gigabytes)) as checkpointer:
+        checkpointer.save(path, {"step": jnp.int32(step), "params": weights})
+
+
+def _holds(path: Path) -> frozenset[str]:
+    """The fields of a checkpoint; none where it cannot be read."""
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return frozenset(checkpointer.metadata(path).item_metadata.tree)
+    except (ValueError, KeyError, OSError, TypeError, AttributeError):
+        return frozenset()
+
+
 def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
     """The state saved as ``step``, onto today's shardings, whatever mesh saved it.
 
     Raises UserError if the checkpoint cannot be read.
     """
     path = directory.absolute() / str(step)
+    if _holds(path) == {"step", "params"}:
+        raise UserError(f"{path}: holds converted weights alone, and training cannot go on from them")
     with _readable(path), ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(path, _target(shapes, shardings))
     _check_step(path, int(state.step), step)
@@ -78,9 +100,11 @@ def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
 def restore_weights(directory: Path, step: int, name: str, shapes: Any, shardings: Any) -> Any:
     """One field of the state, ``params`` or ``ema``, without reading the rest; arguments and errors of :func:`restore`.
 
-    ``shapes`` and ``shardings`` are those of the whole state.
+    ``shapes`` and ``shardings`` are those of the whole state. Of converted weights there is one set, by either name.
     """
     path = directory.absolute() / str(step)
+    if _holds(path) == {"step", "params"}:
+        name = "params"
     target = _target(shapes, shardings)
     item = {name: getattr(target, name), "step": target.step}
     arguments = ocp.checkpoint_utils.construct_restore_args(item)

@@ -48,7 +48,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     """A sharding for every leaf of a train state (arrays or their shapes); optimizer and EMA go as parameters do."""
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        stacked = any(getattr(key, "key", None) == "blocks" for key in path)
+        stacked = any("blocks" in str(getattr(key, "key", "")) for key in path)  # blocks, dual_blocks, blocks_7
         return NamedSharding(mesh, parameter_spec(np.shape(leaf), mesh.shape["fsdp"], stacked))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
