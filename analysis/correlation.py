@@ -42,7 +42,7 @@ FLAGS = {
     "order violated": "Scores fall as the loss falls by more than two paired standard errors: at a last checkpoint, or "
     "in more pairs of points than chance alone would give (2.3 %).",
     "compute explains it": "Given log C, the partial correlation's interval holds zero, or it has the other sign.",
-    "size and steps explain it": "Given log C and log steps, the partial correlation's interval holds zero, or it has "
+    "not beyond size and steps": "Given log C and log steps, the partial correlation's interval holds zero, or it has "
     "the other sign: at equal compute what was trained longer has both the lower loss and the better score.",
     "loss follows compute": "Loss and log C are nearly collinear: a correlation given C cannot be told.",
     "no depth followed": "No depth has three checkpoints: there is no correlation within depths.",
@@ -285,7 +285,7 @@ def _flags(found: Correlation, tied: bool, uneven: bool, collinear: bool) -> tup
         "order violated": found.monotone_last.violations > 0
         or found.monotone_every.violations > stats.norm.sf(SIGMA) * found.monotone_every.pairs,
         "compute explains it": _explained(found.partial, raw),
-        "size and steps explain it": _explained(found.beyond, raw),
+        "not beyond size and steps": _explained(found.beyond, raw),
         "loss follows compute": collinear,
         "no depth followed": not found.within_depths,
         "resamples skipped": max(one.skipped for one in estimates) > 0.2 * found.resamples,
@@ -319,7 +319,7 @@ def _sentence(found: Correlation) -> str:
     if "compute explains it" in found.flags or not math.isfinite(found.partial.low):
         return f"{trend}: {numbers}; {given}, so compute alone may explain it."
     given += f", given the steps too {found.beyond.value:.2f}{_span(found.beyond)}"
-    if "size and steps explain it" in found.flags or not math.isfinite(found.beyond.low):
+    if "not beyond size and steps" in found.flags or not math.isfinite(found.beyond.low):
         return f"{trend}: {numbers}; {given}: beyond size and steps nothing is established."
     return f"{trend}: {numbers}; {given}: the loss says more than size and steps do."
 

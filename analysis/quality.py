@@ -138,6 +138,7 @@ def finish_panel(axes: Axes, names: tuple[str, ...], label: str, drawn: list[dic
 def numbers(name: str, relation: Relation) -> dict[str, Any]:
     """A relation for JSON, at full precision; draws are left out."""
     keys = ["run", "depth", "seed", "step", "flops", "loss", "loss_se", "value", "se", "n", "prompts", "last"]
+    keys += ["other_caption"] if relation.points["other_caption"].notna().any() else []
     found, link = relation.correlation, relation.link
     return {
         "name": name,
@@ -240,6 +241,9 @@ def _line(one: dict[str, Any]) -> str:
     if held is not None:
         covered = {None: "no interval", True: "inside its interval", False: "outside its interval"}[held["covered"]]
         text += f"; depth {held['depth']} held out: {held['predicted']:.3f} for {held['actual']:.3f}, {covered}"
+    if "other_caption" in one:
+        largest = max(range(len(one["depth"])), key=lambda i: (one["depth"][i], one["step"][i]))
+        text += f"; rated by another caption {one['other_caption'][largest]:.3f}"
     flags = [flag for flag in found["flags"] if flag != "hold-out missed"]
     flags += [f"link {flag}" for flag in (one["link"] or {"flags": []})["flags"]]
     return text + (f". Flags: {', '.join(flags)}." if flags else ".")

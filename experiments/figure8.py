@@ -36,5 +36,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.ema = "power"
     config.evaluation.every = 50_000
     config.evaluation.examples = 4096
-    config.mesh.remat = "block"
+    config.mesh.remat = "full"
     return config

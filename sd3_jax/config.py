@@ -147,7 +147,7 @@ class MeshConfig:
     data: int = _bounded(-1, -1, 10**6)  # devices along the batch; -1: what fsdp leaves
     fsdp: int = _bounded(1, 1, 10**6)  # devices that large parameters are split over
     unroll: int = _bounded(1, 1, 1024)  # blocks per iteration of the scan over depth
-    remat: Literal["none", "block"] = "none"  # block: recompute each block in the backward pass
+    remat: Literal["none", "elementwise", "dots", "full"] = "none"  # what blocks compute again, from least to most
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matmuls; auto: bfloat16 on accelerators
 
 

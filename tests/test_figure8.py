@@ -20,7 +20,7 @@ cells:
 
 def sd3_jax(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sd3_jax.cli", *arguments]
-    env = os.environ | {"XLA_FLAGS": ""}
+    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"XLA_FLAGS": ""}  # full width
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
 
 

@@ -1,6 +1,7 @@
 """MM-DiT against an independent implementation in NumPy, and the invariants of its initialisation."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -157,8 +158,34 @@ def test_unroll_and_remat_change_nothing_but_the_program() -> None:
         return jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})(params)
 
     plain = gradient()
-    for settings in ({"unroll": 2}, {"remat": True}):
+    for settings in ({"unroll": 2, "remat": "elementwise"}, {"remat": "dots"}, {"remat": "full"}):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), gradient(**settings), plain)
+
+
+def test_each_remat_policy_keeps_less_than_the_one_before() -> None:
+    model = dataclasses.replace(MODEL, depth=9, latent_size=16)
+    arguments = inputs(model, batch=8, height=16, width=16)
+    memory = []
+    for remat in ("none", "elementwise", "dots", "full"):
+        net = MMDiT(model, remat=remat)
+        params = jax.eval_shape(net.init, jax.random.key(0), *arguments)["params"]
+        loss = lambda p, net=net: jnp.sum(net.apply({"params": p}, *arguments) ** 2)  # noqa: E731
+        memory.append(jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes)
+    assert all(later < earlier for earlier, later in itertools.pairwise(memory)), memory
+    assert memory[-1] < memory[0] / 4
+
+
+def test_the_program_does_not_grow_with_depth() -> None:
+    """Scanned: what is compiled for 38 blocks is what is compiled for 15, but for the number of turns."""
+
+    def instructions(depth: int) -> int:
+        model = dataclasses.replace(MODEL, depth=depth, head_dim=4)
+        net, arguments = MMDiT(model, remat="full"), inputs(model)
+        params = jax.eval_shape(net.init, jax.random.key(0), *arguments)["params"]
+        loss = lambda p: jnp.sum(net.apply({"params": p}, *arguments) ** 2)  # noqa: E731
+        return len(jax.jit(jax.grad(loss)).lower(params).as_text().splitlines())
+
+    assert instructions(38) == instructions(15)
 
 
 @pytest.mark.parametrize("depth", [3, 15])

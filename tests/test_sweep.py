@@ -65,11 +65,13 @@ TRAINER = textwrap.dedent(
 
 DRIVER = textwrap.dedent(
     """\
+    import signal
     import sys
     from pathlib import Path
     from rich.console import Console
     from sd3_jax.sweep import run as runner, spec
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started to ignore it
     yaml, runs, trainer, control, workers = sys.argv[1:]
     command = lambda run_dir, parent: [sys.executable, trainer, str(run_dir), control, str(parent)]
     try:

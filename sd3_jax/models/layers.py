@@ -6,7 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+ATTENDED = "attended"  # what rematerialisation knows the output of attention by
 
 
 class Dense(nn.Module):
@@ -69,7 +72,8 @@ def attention(
     """softmax(q k^T / sqrt(d)) v over all tokens, no mask; on GPU cuDNN's kernel, which is 16-bit only."""
     on_gpu = jax.default_backend() == "gpu"
     cudnn = on_gpu and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn else "xla")
+    attended = jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn else "xla")
+    return checkpoint_name(attended, ATTENDED)
 
 
 def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n p"]:

@@ -5,7 +5,7 @@ MMDiT-X (SD3.5-medium): in chosen blocks the image tokens also attend to one ano
 
 import itertools
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,18 @@ from sd3_jax.config import ModelConfig
 from sd3_jax.errors import UserError
 from sd3_jax.models import layers
 from sd3_jax.models.layers import MLP, Dense
+
+Remat = Literal["none", "elementwise", "dots", "full"]
+# What a block keeps for its backward pass; the rest is computed again. elementwise: keeps what matmuls and attention
+# give, so that only norms, gates and activations are repeated; dots: what matmuls give; full: nothing.
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+KEPT: dict[str, Any] = {
+    "elementwise": jax.checkpoint_policies.save_from_both_policies(
+        _DOTS, jax.checkpoint_policies.save_only_these_names(layers.ATTENDED)
+    ),
+    "dots": _DOTS,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 Tokens = Float[Array, "b s e"]
 Vector = Float[Array, "b e"]
@@ -140,7 +152,7 @@ class MMDiT(nn.Module):
     model: ModelConfig
     dtype: Any = jnp.float32
     unroll: int = 1
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -163,7 +175,7 @@ class MMDiT(nn.Module):
         time = embed(nn.initializers.normal(0.02), name="time_embed")(layers.sinusoid(t, model.time_dim))
         y = jax.nn.silu(time + embed(name="pooled_embed")(pooled))
 
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=False, policy=KEPT[self.remat])
         for stack in stacks(model):
             blocks = nn.scan(
                 block,

@@ -108,11 +108,12 @@ def restore_weights(directory: Path, step: int, name: str, shapes: Any, sharding
     target = _target(shapes, shardings)
     item = {name: getattr(target, name), "step": target.step}
     arguments = ocp.checkpoint_utils.construct_restore_args(item)
-    with _readable(path), ocp.PyTreeCheckpointer() as checkpointer:
+    advice = "restore it from a copy, or choose another step"
+    with _readable(path, advice), ocp.PyTreeCheckpointer() as checkpointer:
         state = checkpointer.restore(
             path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
         )
-    _check_step(path, int(state["step"]), step)
+    _check_step(path, int(state["step"]), step, advice)
     return state[name]
 
 
@@ -120,15 +121,18 @@ def _target(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
 
 
+_GO_ON = "delete it to go on from the one before"
+
+
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path, advice: str = _GO_ON) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, OSError, TypeError) as error:
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{path}: cannot be restored ({reason}); delete it to go on from the one before") from None
+        raise UserError(f"{path}: cannot be restored ({reason}); {advice}") from None
 
 
-def _check_step(path: Path, found: int, step: int) -> None:
+def _check_step(path: Path, found: int, step: int, advice: str = _GO_ON) -> None:
     if found != step:
-        raise UserError(f"{path}: holds step {found}, not {step}; delete it to go on from the one before")
+        raise UserError(f"{path}: holds step {found}, not {step}; {advice}")

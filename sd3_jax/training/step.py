@@ -35,7 +35,7 @@ def compute_dtype(mesh: MeshConfig) -> Any:
 
 def make_model(model: ModelConfig, mesh: MeshConfig) -> MMDiT:
     """The network of a configuration, as it should execute here."""
-    return MMDiT(model, compute_dtype(mesh), mesh.unroll, mesh.remat == "block")
+    return MMDiT(model, compute_dtype(mesh), mesh.unroll, mesh.remat)
 
 
 def init_params(model: ModelConfig, key: Key[Array, ""]) -> Any:
