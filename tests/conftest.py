@@ -9,3 +9,5 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # in a worker it is there: wo
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+
+collect_ignore = ["make_fixtures.py"]  # a script that needs torch and diffusers, not a module of doctests
