@@ -1,0 +1,47 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sd3_jax import flops
+from sd3_jax.config import ModelConfig
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "train_step.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
+
+
+def test_our_side_is_timed_without_torch_and_counted_by_our_flops():
+    shape = "--depth", "1", "--batch", "2", "--text-tokens", "8"
+    done = run("--cpu", "--ours-only", *shape, "--steps", "3", "--warmup", "1", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    row = result["ours"]
+    model = ModelConfig(depth=1, head_dim=32, latent_size=16, text_tokens=8, text_dim=256, pooled_dim=256)
+    low, high = row["seconds_quartiles"]
+    assert len(row["step_seconds"]) == 3
+    assert 0 < low <= row["seconds"] <= high < row["first_seconds"]
+    assert row["images_per_second"] == pytest.approx(2 / row["seconds"])
+    assert row["flops_per_second"] == pytest.approx(row["images_per_second"] * flops.train_flops(model))
+    assert row["mfu"] is None
+    assert result["ours / peer"] == {}
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--ours-only"], "JAX finds no accelerator"),
+        (["--cpu", "--ours-only", "--depth", "0"], "model.depth: 0 is out of range"),
+        (["--cpu", "--ours-only", "--peer-only"], "give one at most"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(arguments, said):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
