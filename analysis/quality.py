@@ -46,7 +46,7 @@ def relate(scores: pd.DataFrame, name: str, resamples: int = 1000) -> Relation:
     Raises UserError if there is no such score.
     """
     points = score_points(scores, name)
-    points["se"] = _errors(points)
+    fitted = points.assign(se=_errors(points))
     cooled = scores[(scores["name"] == name) & (scores["group"] == OVERALL) & scores["cooldown"] & scores["last"]]
     chance, ceiling = (float(points[key].astype(float).mean()) for key in ("chance", "ceiling"))
     low = chance if math.isfinite(chance) else 0.0  # a win rate has neither chance nor ceiling
@@ -54,19 +54,21 @@ def relate(scores: pd.DataFrame, name: str, resamples: int = 1000) -> Relation:
     correlation = link = None
     notes = []
     try:
-        correlation = correlate(points, resamples=resamples, lo=low, hi=high)
+        correlation = correlate(fitted, resamples=resamples, lo=low, hi=high)
     except UserError as error:
         notes.append(f"{name}: no correlation: {error}")
     try:
-        link = links.fit_link(points["loss"], points["value"], points["se"], lo=low, hi=high)
+        link = links.fit_link(points["loss"], points["value"], fitted["se"], lo=low, hi=high)
     except UserError as error:
         notes.append(f"{name}: no link: {error}")
     return Relation(points, cooled, correlation, link, chance, ceiling, tuple(notes))
 
 
 def _errors(points: pd.DataFrame) -> pd.Series:
-    """Standard errors; where there is none the median of the others: a score of 0 or 1 has no spread to tell its own,
-    and a reference wins half against itself without one."""
+    """Standard errors to fit with, the median of the others where there is none.
+
+    A score of 0 or 1 has no spread to tell its own, and a reference wins half against itself without one.
+    """
     errors = points["se"].astype(float)
     known = errors[errors > 0]
     return errors.where(errors > 0, float(known.median()) if len(known) else float(0.5 / points["n"].max()))

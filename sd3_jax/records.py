@@ -32,13 +32,13 @@ from sd3_jax.flops import total_steps
 Status = Literal["waiting", "started", "done", "failed"]
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` so that a reader, or a crash, sees the old file or the new one."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by ``content`` so that a reader, or a crash, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

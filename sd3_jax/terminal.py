@@ -128,15 +128,16 @@ def _by_task(rows: Sequence[Mapping[str, Any]]) -> Table:
     chart = _chart(f"{first['run']}{step}{how}{partial}")
     chart.add_column("score")
     chart.add_column("of", overflow="fold")
-    for heading in ("value", "chance", "ceiling", "pictures"):
+    for heading in ("value", "chance", "above", "ceiling", "n"):
         chart.add_column(heading, justify="right", no_wrap=True)
     for heading, name in ({"geneval": "scene-geneval", "lenient": "scene-geneval-lenient"} | _COLUMNS).items():
         own = [row for row in rows if row["name"] == name]
         for number, row in enumerate(own):
             key = "chance" if row.get("chance") is not None else "other_caption"
-            chance, ceiling = (_plus_minus(row.get(key), row.get(f"{key}_se")) for key in (key, "ceiling"))
+            above = _plus_minus(row.get("above_chance"), row.get("above_chance_se"))
+            by_chance, by_truth = (_plus_minus(row.get(column), None) for column in (key, "ceiling"))
             label = "" if number else heading
-            chart.add_row(label, row["group"], _value(row), chance, ceiling, str(row.get("n", "")))
+            chart.add_row(label, row["group"], _value(row), by_chance, above, by_truth, str(row.get("n", "")))
     return chart
 
 

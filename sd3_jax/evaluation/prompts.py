@@ -4,6 +4,7 @@ A prompt is GenEval's metadata for one caption. Everything is read off the six w
 a file says as much as one that is drawn.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -65,6 +66,7 @@ def scene_prompts(data: DataConfig, images_per_task: int, seed: int = 0) -> list
     return found
 
 
+@functools.lru_cache
 def captions_of(data: DataConfig, task: str, split: composition.Split) -> list[Int[np.ndarray, "6"]]:
     """Every caption of a task that belongs to a split, in a fixed order."""
     shapes, colors = composition.SHAPES[: data.shapes], composition.COLORS[: data.colors]

@@ -8,7 +8,6 @@ name; its report says what it can tell apart.
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +26,7 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from sd3_jax import records
 from sd3_jax.config import DataConfig, ModelConfig
 from sd3_jax.data import autoencoder, captions, composition, rendering, scenes
 from sd3_jax.data.scenes import VOCABULARY
@@ -152,7 +152,10 @@ def load_or_train(
         return kept
     params, report = train_proxy(data, model, seed, steps, batch)
     note = json.dumps({"fingerprint": mark, "report": report})
-    _replace(path, save(flatten_dict(params, sep="/"), metadata={"proxy": note}))
+    try:
+        records.write_atomic(path, save(flatten_dict(params, sep="/"), metadata={"proxy": note}))
+    except OSError as error:
+        raise UserError(f"{path}: the proxy reward cannot be kept here ({error.strerror})") from None
     return params, report
 
 
@@ -173,22 +176,6 @@ def _load(path: Path, mark: str) -> tuple[Any, dict[str, Any]] | None:
             return unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/"), note["report"]  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: the proxy reward cannot be kept here ({error.strerror})") from None
 
 
 def make_reward(params: Any, data: DataConfig, chunk: int = 256) -> Callable[[Any, Any], Float[np.ndarray, " b"]]:
