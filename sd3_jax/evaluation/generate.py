@@ -264,7 +264,7 @@ def _open(out: Path, settings: dict[str, Any], prompts: Sequence[Prompt]) -> Non
         old = old if isinstance(old, dict) else {}
         changes = [f"{key}: {old.get(key)} -> {new}" for key, new in settings.items() if old.get(key) != new]
         if changes:
-            raise UserError(f"{out}: holds pictures drawn otherwise ({'; '.join(changes)}): delete it, or draw elsewhere")
+            raise UserError(f"{out}: holds pictures drawn otherwise ({'; '.join(changes)}): draw elsewhere")
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty and holds no settings.json: draw elsewhere")
     if jax.process_index() == 0:
