@@ -31,8 +31,11 @@ def _bounded(default: Any, low: float = -math.inf, high: float = math.inf) -> An
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """MM-DiT (paper section 4). One dial: depth d gives width head_dim * d, d heads and MLPs of 4 * width."""
+    """MM-DiT (paper section 4) or a rival. One dial: depth d gives width head_dim * d, d heads and MLPs of 4 * width."""
 
+    architecture: Literal["mmdit", "crossdit", "uvit"] = "mmdit"  # DiT is mmdit with one set of weights (figure 4)
+    weight_sets: int = _bounded(2, 1, 3)  # of mmdit: 1 shared by all tokens, 2 image and text, 3 image, CLIP and T5
+    clip_tokens: int = _bounded(77, 1, 4095)  # the first so many text tokens are CLIP's; the others are T5's
     depth: int = _bounded(15, 1, 1024)
     head_dim: int = _bounded(64, 4, 1024)
     mlp_ratio: int = _bounded(4, 1, 64)
@@ -179,6 +182,9 @@ LENGTHS = ("steps", "images", "flops")
 FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", *LENGTHS)
 # Fields younger than the first records, and what those runs did: at that value they are no part of an identity.
 YOUNGER: dict[str, Any] = {
+    "model.architecture": "mmdit",
+    "model.weight_sets": 2,
+    "model.clip_tokens": 77,
     "model.dual_attention": (),
     "model.position_grid": 0,
     "model.position_base": 0,

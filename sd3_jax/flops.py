@@ -66,14 +66,14 @@ def parameters(model: ModelConfig) -> Parts:
     return Parts(streams, modulation, gains, ends)
 
 
-def forward_flops(model: ModelConfig) -> Parts:
-    """Forward matmul FLOPs of one image, F, by part.
+def forward_flops(model: ModelConfig, image_tokens: int | None = None) -> Parts:
+    """Forward matmul FLOPs of one image, F, by part: of the square image, or of one of ``image_tokens``.
 
     >>> forward_flops(ModelConfig(depth=15)).total
     144766264320
     """
     e, d = model.width, model.depth
-    n, m = model.image_tokens, model.text_tokens
+    n, m = image_tokens or model.image_tokens, model.text_tokens
     per_token = 2 * (4 + 2 * model.mlp_ratio) * e * e
     streams = d * per_token * n + (d - 1) * per_token * m + 2 * 3 * e * e * m
     modulation = 2 * ((2 * d - 1) * 6 + 2 + 2) * e * e
