@@ -31,7 +31,7 @@ def _bounded(default: Any, low: float = -math.inf, high: float = math.inf) -> An
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """MM-DiT (paper section 4) or a rival. One dial: depth d gives width head_dim * d, d heads and MLPs of 4 * width."""
+    """MM-DiT (paper section 4) or a rival. One dial: depth d gives width head_dim * d, d heads, MLPs of 4 * width."""
 
     architecture: Literal["mmdit", "crossdit", "uvit"] = "mmdit"  # DiT is mmdit with one set of weights (figure 4)
     weight_sets: int = _bounded(2, 1, 3)  # of mmdit: 1 shared by all tokens, 2 image and text, 3 image, CLIP and T5
@@ -47,6 +47,7 @@ class ModelConfig:
     pooled_dim: int = _bounded(2048, 1, 65536)
     time_dim: int = _bounded(256, 2, 65536)  # width of the sinusoidal embedding of t
     qk_norm: bool = False  # RMSNorm on queries and keys, per head
+    level_blocks: int = _bounded(2, 1, 64)  # of uvit: residual blocks of convolutions on each level, down and up
     dual_attention: tuple[int, ...] = _bounded((), 0, 1023)  # blocks whose image tokens also attend apart (MMDiT-X)
     position_grid: int = _bounded(0, 0, 4096)  # tokens on a side of the grid that images are cropped from; 0: just one
     position_base: int = _bounded(0, 0, 4096)  # its scale: tokens on a side where a step is 1 (16 at 256 px); 0: here
@@ -71,6 +72,18 @@ class ModelConfig:
     def patch_dim(self) -> int:
         """Latent numbers in one image token."""
         return self.patch**2 * self.latent_channels
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Of uvit: channels of its convolutions, from the latent's resolution down to the one above the transformer.
+
+        They halve as the resolution doubles, so that each level takes about the same FLOPs.
+
+        >>> ModelConfig(depth=4, patch=4).level_channels
+        (32, 64)
+        """
+        levels = self.patch.bit_length() - 1
+        return tuple(self.width // 2 ** (levels + 1 - level) for level in range(levels))
 
     @property
     def side(self) -> int:
@@ -108,6 +121,7 @@ class DataConfig:
     color_jitter: float = _bounded(12.0, 0, 40)  # of 255, uniform, per channel and object
     held_out: float = _bounded(0.1, 0, 0.5)  # share of (shape, colour) pairs and of relations never trained on
     text_parts: int = _bounded(3, 1, 8)  # frozen encoders that are dropped independently
+    text_sequence: bool = False  # the last part is T5's, whose tokens follow the others' (model.clip_tokens of them)
     text_dropout: float = _bounded(0.464, 0, 1)  # probability for each part; 0.464**3 = 0.1
 
 
@@ -185,7 +199,9 @@ YOUNGER: dict[str, Any] = {
     "model.architecture": "mmdit",
     "model.weight_sets": 2,
     "model.clip_tokens": 77,
+    "model.level_blocks": 2,
     "model.dual_attention": (),
+    "data.text_sequence": False,
     "model.position_grid": 0,
     "model.position_base": 0,
     "model.position_table": False,
@@ -405,6 +421,20 @@ def _check(config: RunConfig) -> None:
             f"model.head_dim: width {model.width} = head_dim * depth must be a multiple of 4 "
             "(two-dimensional sine-cosine positions), and model.time_dim even"
         )
+    if model.weight_sets == 3 and not model.clip_tokens < model.text_tokens:
+        raise UserError(
+            f"model.clip_tokens: {model.clip_tokens} of {model.text_tokens} text tokens leave none of T5's, "
+            "whose weights are the third of model.weight_sets 3"
+        )
+    if model.architecture == "uvit" and (
+        model.patch < 2 or model.patch & (model.patch - 1) or model.width % (2 * model.patch)
+    ):
+        raise UserError(
+            f"model.patch: a uvit halves the resolution down to a patch: {model.patch} is not 2, 4, 8, ..., "
+            f"or the width {model.width} = head_dim * depth is not a multiple of {2 * model.patch}"
+        )
+    if model.dual_attention and (model.architecture != "mmdit" or model.weight_sets == 1):
+        raise UserError("model.dual_attention: image tokens that attend apart need weights of their own: mmdit, 2 sets")
     if any(block >= model.depth for block in model.dual_attention) or list(model.dual_attention) != sorted(
         set(model.dual_attention)
     ):
@@ -416,6 +446,14 @@ def _check(config: RunConfig) -> None:
         raise UserError(
             f"model.position_grid: {model.position_grid} is smaller than an image; "
             f"at least model.latent_size / model.patch = {model.side}, or 0"
+        )
+    if data.text_sequence and (
+        data.text_parts < 2 or min(model.clip_tokens, model.text_tokens - model.clip_tokens) < CAPTION_WORDS
+    ):
+        raise UserError(
+            f"data.text_sequence: takes two parts, and a caption of {CAPTION_WORDS} words each in the "
+            f"{model.clip_tokens} tokens of CLIP and in the other {model.text_tokens - model.clip_tokens}, of T5 "
+            "(model.clip_tokens, model.text_tokens)"
         )
     if data.text_parts > min(model.text_dim, model.pooled_dim):
         raise UserError(f"data.text_parts: {data.text_parts} parts do not fit model.text_dim or model.pooled_dim")

@@ -27,7 +27,7 @@ from sd3_jax.errors import UserError
 from sd3_jax.evaluation import generate
 from sd3_jax.flops import total_steps
 from sd3_jax.models import convert as names
-from sd3_jax.models import mmdit, tensors
+from sd3_jax.models import ends, tensors
 from sd3_jax.training import checkpoint, sharding
 
 CLASS = "SD3Transformer2DModel"
@@ -104,7 +104,7 @@ def to_diffusers(
         raise UserError(f"dtype: {dtype!r} is not one of {', '.join(TYPES)}")
     config = records.load_config(run_dir)
     model = config.model
-    for field, only in (("mlp_ratio", 4), ("time_dim", 256)):
+    for field, only in (("architecture", "mmdit"), ("weight_sets", 2), ("mlp_ratio", 4), ("time_dim", 256)):
         if getattr(model, field) != only:
             raise UserError(f"{run_dir}: model.{field} is {getattr(model, field)}, and {CLASS} has {only} alone")
     saved = generate.steps_saved(run_dir)
@@ -115,7 +115,7 @@ def to_diffusers(
     params = generate.load_weights(run_dir, config, one, step, weights)
     if not model.position_table:
         side = model.largest_side
-        params = {**params, "position_table": mmdit.grid(model, side, side)}
+        params = {**params, "position_table": ends.grid(model, side, side)}
     stored = dataclasses.replace(model, position_table=True, position_grid=model.largest_side)
 
     def build(folder: Path) -> None:
@@ -216,7 +216,7 @@ def _is_grid(table: np.ndarray, model: ModelConfig) -> bool:
     side = model.largest_side
     if table.shape != (1, side * side, model.width):
         return False
-    return bool(np.array_equal(table.reshape(side, side, -1), mmdit.grid(model, side, side)))
+    return bool(np.array_equal(table.reshape(side, side, -1), ends.grid(model, side, side)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sd3_jax import convert as converting
 from sd3_jax import records
 from sd3_jax.config import MeshConfig, ModelConfig
 from sd3_jax.evaluation import generate
-from sd3_jax.models import convert, mmdit
+from sd3_jax.models import convert, ends
 from sd3_jax.models import tensors as files
 from sd3_jax.training import checkpoint, sharding
 from sd3_jax.training.step import make_init
@@ -203,7 +203,7 @@ def test_a_trained_run_comes_back_as_the_run_it_was(trained, weights: str, tmp_p
     mesh = sharding.make_mesh(MeshConfig(), 1, among=jax.devices()[:1])
     assert_equal(weights_of(tmp_path / "run"), generate.load_weights(trained, config, mesh, 8, weights))
     table = load_file(tmp_path / "folder" / f"{files.STEM}.safetensors")["pos_embed.pos_embed"]
-    np.testing.assert_array_equal(table.reshape(3, 3, 16), mmdit.grid(config.model, 3, 3))
+    np.testing.assert_array_equal(table.reshape(3, 3, 16), ends.grid(config.model, 3, 3))
 
 
 def test_bfloat16_is_written_rounded_and_read_exactly(trained, tmp_path) -> None:

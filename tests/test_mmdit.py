@@ -12,7 +12,8 @@ from scipy.special import softmax
 from sd3_jax.config import ModelConfig
 from sd3_jax.errors import UserError
 from sd3_jax.models import layers
-from sd3_jax.models.mmdit import MMDiT, grid
+from sd3_jax.models.ends import grid
+from sd3_jax.models.mmdit import MMDiT
 from sd3_jax.training.step import init_params
 
 MODEL = ModelConfig(depth=3, head_dim=8, latent_size=6, text_tokens=5, text_dim=20, pooled_dim=12, time_dim=16)

@@ -91,25 +91,26 @@ def _noun(color: str, shape: str) -> str:
 
 
 def embed_captions(
-    words: Int[Array, "b 6"], dropped: Bool[Array, "b parts"], model: ModelConfig, parts: int
+    words: Int[Array, "b 6"], dropped: Bool[Array, "b parts"], model: ModelConfig, parts: int, sequence: bool = False
 ) -> tuple[Float[Array, "b m text_dim"], Float[Array, "b pooled_dim"]]:
     """Frozen token states and pooled states of captions; a dropped part's channels are zero.
 
     The channels are cut into ``parts`` nearly equal slices (as by ``numpy.array_split``), each the output of one
-    encoder of fixed random weights. A token's state is ``sin(R (w + p))`` of its word's and its slot's vectors, so
-    it tells both (MM-DiT gives text no positions); the pooled state is a random projection of all six (slot, word)
-    pairs. Both have variance one, nearly. Padding has states too, and nothing is masked.
+    encoder of fixed random weights. With ``sequence`` the last part is T5's (paper section 4): its tokens follow the
+    ``clip_tokens`` that the others share, and nothing of it is pooled. A token's state is ``sin(R (w + p))`` of its
+    word's and its slot's vectors, so it tells both (MM-DiT gives text no positions); the pooled state is a random
+    projection of all six (slot, word) pairs. Both have variance one, nearly. Padding has states too, and nothing is
+    masked.
     """
-    slots = jnp.arange(SLOTS)
-    tokens = jnp.asarray(_word_states(model.text_dim, parts))[slots, words]
-    padding = jnp.asarray(_padding_states(model.text_tokens, model.text_dim, parts))
-    tokens = jnp.concatenate([tokens, jnp.broadcast_to(padding, (len(words), *padding.shape))], axis=1)
-    pooled = jnp.asarray(_pooled_states(model.pooled_dim, parts))[slots, words].sum(1)
-    kept = 1.0 - dropped
-    return (
-        tokens * kept[:, None, _part_of(model.text_dim, parts)],
-        pooled * kept[:, _part_of(model.pooled_dim, parts)],
-    )
+    every = tuple(range(parts))
+    pooling = every[:-1] if sequence else every
+    runs = [(model.text_tokens, every)]
+    if sequence:
+        runs = [(model.clip_tokens, pooling), (model.text_tokens - model.clip_tokens, every[-1:])]
+    tokens = [_token_states(words, count, model.text_dim, encoders) for count, encoders in runs]
+    tokens = [x * _kept(dropped, x.shape[-1], run[1])[:, None] for x, run in zip(tokens, runs, strict=True)]
+    pooled = jnp.asarray(_pooled_states(model.pooled_dim, pooling))[jnp.arange(SLOTS), words].sum(1)
+    return jnp.concatenate(tokens, axis=1), pooled * _kept(dropped, model.pooled_dim, pooling)
 
 
 def unconditional(model: ModelConfig, b: int) -> tuple[Float[Array, "b m text_dim"], Float[Array, "b pooled_dim"]]:
@@ -119,6 +120,19 @@ def unconditional(model: ModelConfig, b: int) -> tuple[Float[Array, "b m text_di
 
 _TWO, _COUNTING, _COLORS, _POSITION, _COLOR_ATTR = range(1, len(TASKS))
 _A, _AND, _RELATION, _COLOR, _SHAPE = map(VOCABULARY.index, ("a", "and", RELATIONS[0], COLORS[0], SHAPES[0]))
+
+
+def _token_states(
+    words: Int[Array, "b 6"], count: int, text_dim: int, encoders: tuple[int, ...]
+) -> Float[Array, "b count text_dim"]:
+    """The states of a caption's words and of padding up to ``count`` tokens, the encoders side by side."""
+    states = jnp.asarray(_word_states(text_dim, encoders))[jnp.arange(SLOTS), words]
+    padding = jnp.asarray(_padding_states(count, text_dim, encoders))
+    return jnp.concatenate([states, jnp.broadcast_to(padding, (len(words), *padding.shape))], axis=1)
+
+
+def _kept(dropped: Bool[Array, "b parts"], channels: int, encoders: tuple[int, ...]) -> Float[Array, "b channels"]:
+    return (1.0 - dropped)[:, np.array(encoders)[_part_of(channels, len(encoders))]]
 
 
 def _part_of(channels: int, parts: int) -> np.ndarray:
@@ -131,21 +145,21 @@ def _part_of(channels: int, parts: int) -> np.ndarray:
 
 
 @functools.lru_cache
-def _word_states(text_dim: int, parts: int) -> np.ndarray:
+def _word_states(text_dim: int, encoders: tuple[int, ...]) -> np.ndarray:
     """The state of every word in every slot, [6, words, text_dim]."""
-    return _states(np.arange(len(VOCABULARY)), np.arange(SLOTS)[:, None], text_dim, parts)
+    return _states(np.arange(len(VOCABULARY)), np.arange(SLOTS)[:, None], text_dim, encoders)
 
 
 @functools.lru_cache
-def _padding_states(text_tokens: int, text_dim: int, parts: int) -> np.ndarray:
+def _padding_states(text_tokens: int, text_dim: int, encoders: tuple[int, ...]) -> np.ndarray:
     """The states of the slots past the caption's, [text_tokens - 6, text_dim]."""
-    return _states(np.array(0), np.arange(SLOTS, text_tokens), text_dim, parts)
+    return _states(np.array(0), np.arange(SLOTS, text_tokens), text_dim, encoders)
 
 
-def _states(words: np.ndarray, slots: np.ndarray, text_dim: int, parts: int) -> np.ndarray:
+def _states(words: np.ndarray, slots: np.ndarray, text_dim: int, encoders: tuple[int, ...]) -> np.ndarray:
     columns = []
-    for part, piece in enumerate(np.array_split(np.arange(text_dim), parts)):
-        weights = _encoder(part, "tokens")
+    for encoder, piece in zip(encoders, np.array_split(np.arange(text_dim), len(encoders)), strict=True):
+        weights = _encoder(encoder, "tokens")
         word_vectors = weights.standard_normal((len(VOCABULARY), _STATE_DIM))
         mixing = weights.standard_normal((_STATE_DIM, len(piece))) / np.sqrt(2 * _STATE_DIM)
         slot_vectors = weights.standard_normal((max(SLOTS, slots.max(initial=0) + 1), _STATE_DIM))
@@ -155,12 +169,12 @@ def _states(words: np.ndarray, slots: np.ndarray, text_dim: int, parts: int) -> 
 
 
 @functools.lru_cache
-def _pooled_states(pooled_dim: int, parts: int) -> np.ndarray:
+def _pooled_states(pooled_dim: int, encoders: tuple[int, ...]) -> np.ndarray:
     """What each word in each slot adds to the pooled state, [6, words, pooled_dim]."""
-    pieces = np.array_split(np.arange(pooled_dim), parts)
+    pieces = np.array_split(np.arange(pooled_dim), len(encoders))
     columns = [
-        _encoder(part, "pooled").standard_normal((SLOTS, len(VOCABULARY), len(piece)))
-        for part, piece in enumerate(pieces)
+        _encoder(encoder, "pooled").standard_normal((SLOTS, len(VOCABULARY), len(piece)))
+        for encoder, piece in zip(encoders, pieces, strict=True)
     ]
     return (np.concatenate(columns, axis=-1) / np.sqrt(SLOTS)).astype(np.float32)
 

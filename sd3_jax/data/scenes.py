@@ -86,5 +86,6 @@ def batch(keys: Key[Array, "b"], data: DataConfig, model: ModelConfig, dropout: 
     scenes = jax.vmap(lambda key: draw(key, data))(split[:, 0])
     images = jax.vmap(lambda scene: render(scene, data))(scenes)
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout, (data.text_parts,)))(split[:, 1])
-    tokens, pooled = embed_captions(jax.vmap(caption_words)(scenes), dropped, model, data.text_parts)
+    words = jax.vmap(caption_words)(scenes)
+    tokens, pooled = embed_captions(words, dropped, model, data.text_parts, data.text_sequence)
     return Batch(encode(images, data, model.latent_channels), tokens, pooled)

@@ -107,7 +107,7 @@ def make_draw(config: RunConfig, mesh: Mesh, sampler: Sampler) -> Any:
         key = jax.vmap(lambda p, i: scenes.example_key(sampler.seed, scenes.EVALUATION, p, i))(prompt, index)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)
         dropped = jnp.zeros((len(words), data.text_parts), bool)
-        caption = scenes.embed_captions(words, dropped, config.model, data.text_parts)
+        caption = scenes.embed_captions(words, dropped, config.model, data.text_parts, data.text_sequence)
         nothing = scenes.unconditional(config.model, len(words))
         conditional, unconditional = (
             lambda z, t, text=text: model.apply({"params": params}, z, t, *text) for text in (caption, nothing)

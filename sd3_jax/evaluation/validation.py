@@ -8,6 +8,7 @@ eighth of the mean.) Text is never dropped.
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +18,12 @@ from jaxtyping import Array, Float, Int
 from sd3_jax.config import RunConfig
 from sd3_jax.data import scenes
 from sd3_jax.flow import objectives, timesteps
-from sd3_jax.models.mmdit import MMDiT
 from sd3_jax.training import sharding
 
 LEVELS = 8  # the mean's levels; one more, t = 1, is measured
 
 
-def make_eval(config: RunConfig, model: MMDiT, mesh: Mesh) -> Any:
+def make_eval(config: RunConfig, model: nn.Module, mesh: Mesh) -> Any:
     """``evaluate(params) -> {"loss", "loss_se", "loss_t0".."loss_t8"}`` as Python floats.
 
     ``loss_se`` is the Monte-Carlo standard error over examples. All examples pass the mesh in chunks of at most

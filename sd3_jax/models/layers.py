@@ -55,15 +55,19 @@ class RMSNorm(nn.Module):
         return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + 1e-6) * gain).astype(x.dtype)
 
 
-def modulated_norm(
-    x: Float[Array, "b s e"], shift: Float[Array, "b e"], scale: Float[Array, "b e"]
-) -> Float[Array, "b s e"]:
-    """adaLN: LayerNorm without learned parameters (float32), then x (1 + scale) + shift."""
+def norm(x: Float[Array, "... e"]) -> Float[Array, "... e"]:
+    """LayerNorm without learned parameters, computed in float32, in the dtype that came in."""
     x32 = x.astype(jnp.float32)
     mean = jnp.mean(x32, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x32 - mean), axis=-1, keepdims=True)
-    normal = ((x32 - mean) * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
-    return normal * (1 + scale[:, None]) + shift[:, None]
+    return ((x32 - mean) * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
+
+
+def modulated_norm(
+    x: Float[Array, "b s e"], shift: Float[Array, "b e"], scale: Float[Array, "b e"]
+) -> Float[Array, "b s e"]:
+    """adaLN: norm(x) (1 + scale) + shift."""
+    return norm(x) * (1 + scale[:, None]) + shift[:, None]
 
 
 def attention(

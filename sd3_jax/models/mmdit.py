@@ -1,5 +1,6 @@
-"""MM-DiT: two streams, each with its own weights, that meet in one attention (paper section 4, figure 2).
+"""MM-DiT: streams of tokens, each with its own weights, that meet in one attention (paper section 4, figure 2).
 
+Two streams, image and text; or three, CLIP's tokens and T5's apart; or one for all tokens, which is DiT (figure 4).
 MMDiT-X (SD3.5-medium): in chosen blocks the image tokens also attend to one another alone, with weights of their own.
 """
 
@@ -10,11 +11,12 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sd3_jax.config import ModelConfig
-from sd3_jax.errors import UserError
-from sd3_jax.models import layers
+from sd3_jax.models import ends, layers
+from sd3_jax.models.ends import Tokens, Vector
 from sd3_jax.models.layers import MLP, Dense
 
 Remat = Literal["none", "elementwise", "dots", "full"]
@@ -29,8 +31,9 @@ KEPT: dict[str, Any] = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-Tokens = Float[Array, "b s e"]
-Vector = Float[Array, "b e"]
+# The streams by how many sets of weights there are; the image's tokens are in the first.
+STREAMS = {1: ("joint",), 2: ("image", "text"), 3: ("image", "clip", "t5")}
+
 Heads = Float[Array, "b s k d"]
 
 
@@ -60,10 +63,10 @@ def stacks(model: ModelConfig) -> list[Stack]:
 
 
 class Stream(nn.Module):
-    """One modality's half of a block: everything but the attention, in which the streams meet.
+    """One modality's part of a block: everything but the attention, in which the streams meet.
 
-    With ``last``, the text half of the last block: nothing is made of what it attends to, so it holds only the
-    modulation of its first norm, queries, keys and values. With ``dual``, an image half that also attends to itself.
+    With ``last``, the text part of the last block: nothing is made of what it attends to, so it holds only the
+    modulation of its first norm, queries, keys and values. With ``dual``, an image part that also attends to itself.
     """
 
     width: int
@@ -117,28 +120,32 @@ class Stream(nn.Module):
 
 
 class Block(nn.Module):
-    """One MM-DiT block: (image, text) tokens to (image, text) tokens; the last one leaves the text as it was."""
+    """One block: the streams' tokens to the streams' tokens; the last one leaves the text as it was.
+
+    ``kept``: how many of the first stream's tokens come out, where that is not all.
+    """
 
     model: ModelConfig
     dtype: Any
     last: bool = False
     dual: bool = False
+    kept: int | None = None
 
     @nn.compact
-    def __call__(self, tokens: tuple[Tokens, Tokens], y: Vector) -> tuple[tuple[Tokens, Tokens], None]:
+    def __call__(self, tokens: tuple[Tokens, ...], y: Vector) -> tuple[tuple[Tokens, ...], None]:
         """``nn.scan``'s form: the carry, and nothing stacked."""
-        model, (image, text) = self.model, tokens
+        model = self.model
         stream = partial(Stream, model.width, model.heads, model.mlp_ratio, model.qk_norm, self.dtype)
-        image_stream, text_stream = stream(dual=self.dual, name="image"), stream(last=self.last, name="text")
-        image_qkv, image_rest = image_stream.begin(image, y)
-        text_qkv, text_rest = text_stream.begin(text, y)
-        q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(image_qkv, text_qkv, strict=True))
-        attended = layers.attention(q, k, v)
-        n = image.shape[1]
-        image = image_stream.finish(image, attended[:, :n], image_rest)
-        if not self.last:
-            text = text_stream.finish(text, attended[:, n:], text_rest)
-        return (image, text), None
+        names = STREAMS[model.weight_sets]
+        streams = [stream(dual=self.dual, name=names[0]), *(stream(last=self.last, name=name) for name in names[1:])]
+        begun = [own.begin(x, y) for own, x in zip(streams, tokens, strict=True)]
+        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*(heads for heads, _ in begun), strict=True))
+        attended = jnp.split(layers.attention(q, k, v), np.cumsum([x.shape[1] for x in tokens])[:-1], axis=1)
+        out: list[Tokens] = []
+        for own, x, heads, (_, rest) in zip(streams, tokens, attended, begun, strict=True):
+            kept = None if out else self.kept
+            out.append(x if own.last else own.finish(x[:, :kept], heads[:, :kept], rest))
+        return tuple(out), None
 
 
 class MMDiT(nn.Module):
@@ -166,56 +173,35 @@ class MMDiT(nn.Module):
 
         Raises UserError for a latent that does not fit the patches or the grid of positions.
         """
-        model, e = self.model, self.model.width
-        _, height, width, _ = z.shape
-        table = self._positions(height, width).reshape(-1, e)
-        image = Dense(e, self.dtype, name="patch_embed")(layers.patchify(z, model.patch)) + table.astype(self.dtype)
-        text = Dense(e, self.dtype, name="text_embed")(tokens)
-        embed = partial(MLP, e, e, jax.nn.silu, self.dtype)
-        time = embed(nn.initializers.normal(0.02), name="time_embed")(layers.sinusoid(t, model.time_dim))
-        y = jax.nn.silu(time + embed(name="pooled_embed")(pooled))
-
-        block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=False, policy=KEPT[self.remat])
+        model = self.model
+        image, text, y = ends.embed(self, model, self.dtype, z, t, tokens, pooled)
+        n, clip = image.shape[1], model.clip_tokens
+        streams: tuple[Tokens, ...] = (image, text)
+        if model.weight_sets == 1:
+            streams = (jnp.concatenate([image, text], axis=1),)
+        elif model.weight_sets == 3:
+            streams = (image, text[:, :clip], text[:, clip:])
+        block = rematerialised(Block, self.remat)
         for stack in stacks(model):
-            blocks = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,
-                length=len(stack.blocks),
-                unroll=min(self.unroll, len(stack.blocks)),
-            )
-            (image, text), _ = blocks(model, self.dtype, dual=stack.dual, name=stack.name)((image, text), y)
-        last = block(model, self.dtype, last=True, dual=model.depth - 1 in model.dual_attention, name="last_block")
-        (image, _), _ = last((image, text), y)
-
-        modulation = Dense(2 * e, self.dtype, nn.initializers.zeros, name="final_modulation")(y)
-        shift, scale = jnp.split(modulation, 2, axis=-1)
-        final = Dense(model.patch_dim, self.dtype, nn.initializers.zeros, name="final")
-        out = final(layers.modulated_norm(image, shift, scale))
-        return layers.unpatchify(out.astype(jnp.float32), model.patch, height, width)
-
-    def _positions(self, height: int, width: int) -> Float[Array, "rows columns e"]:
-        """Cut from the stored table, which no gradient reaches, or computed."""
-        model, largest = self.model, self.model.largest_side
-        if height % model.patch or width % model.patch:
-            raise UserError(f"a latent of {height} x {width} is not made of patches of {model.patch} x {model.patch}")
-        rows, columns = height // model.patch, width // model.patch
-        if max(rows, columns) > largest:
-            raise UserError(
-                f"a latent of {height} x {width} has {rows} x {columns} tokens, more than the {largest} x {largest} "
-                "of the grid of positions (model.position_grid)"
-            )
-        if model.position_table:
-            table = self.param("position_table", lambda _: grid(model, largest, largest))
-            return layers.crop(jax.lax.stop_gradient(table), rows, columns)
-        return grid(model, rows, columns)
+            blocks = scanned(block, len(stack.blocks), self.unroll)
+            streams, _ = blocks(model, self.dtype, dual=stack.dual, name=stack.name)(streams, y)
+        dual = model.depth - 1 in model.dual_attention
+        streams, _ = block(model, self.dtype, last=True, dual=dual, kept=n, name="last_block")(streams, y)
+        return ends.velocity(streams[0], y, model, self.dtype, *z.shape[1:3])
 
 
-def grid(model: ModelConfig, rows: int, columns: int) -> Float[Array, "rows columns e"]:
-    """The positions of an image of ``rows`` x ``columns`` tokens, as the configuration says."""
-    row, column = (
-        layers.coordinates(count, model.side, model.largest_side, model.position_base or model.side)
-        for count in (rows, columns)
+def rematerialised(block: Any, remat: Remat) -> Any:
+    """A block class that keeps for its backward pass what the policy says."""
+    return block if remat == "none" else nn.remat(block, prevent_cse=False, policy=KEPT[remat])
+
+
+def scanned(block: Any, length: int, unroll: int) -> Any:
+    """A class of ``length`` equal blocks, one after another; the first argument is the carry, the others are shared."""
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=length,
+        unroll=min(unroll, length),
     )
-    return layers.positions(row, column, model.width)

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,10 +12,14 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 from sd3_jax.config import MeshConfig, ModelConfig, RunConfig
 from sd3_jax.data import scenes
 from sd3_jax.flow import objectives, timesteps
+from sd3_jax.models.baselines import CrossDiT, UViT
 from sd3_jax.models.mmdit import MMDiT
 from sd3_jax.training import optimizer, sharding
 
 INIT = 3  # domain of the initial parameters, beside scenes' TRAIN, VALIDATION and EVALUATION
+
+
+NETWORKS: dict[str, Any] = {"mmdit": MMDiT, "crossdit": CrossDiT, "uvit": UViT}
 
 
 class TrainState(NamedTuple):
@@ -33,16 +38,16 @@ def compute_dtype(mesh: MeshConfig) -> Any:
     return jnp.dtype(mesh.dtype)
 
 
-def make_model(model: ModelConfig, mesh: MeshConfig) -> MMDiT:
+def make_model(model: ModelConfig, mesh: MeshConfig) -> nn.Module:
     """The network of a configuration, as it should execute here."""
-    return MMDiT(model, compute_dtype(mesh), mesh.unroll, mesh.remat)
+    return NETWORKS[model.architecture](model, compute_dtype(mesh), mesh.unroll, mesh.remat)
 
 
 def init_params(model: ModelConfig, key: Key[Array, ""]) -> Any:
     """Fresh float32 parameters, the same on any mesh."""
     size = (1, model.latent_size, model.latent_size, model.latent_channels)
     text = jnp.zeros((1, model.text_tokens, model.text_dim)), jnp.zeros((1, model.pooled_dim))
-    return MMDiT(model).init(key, jnp.zeros(size), jnp.zeros(1), *text)["params"]
+    return NETWORKS[model.architecture](model).init(key, jnp.zeros(size), jnp.zeros(1), *text)["params"]
 
 
 def make_init(config: RunConfig, steps: int) -> Any:
