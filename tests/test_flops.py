@@ -1,14 +1,15 @@
 """Parameters and FLOPs are the published integers, and those of the network itself."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from sd3_jax import flops
-from sd3_jax.config import ModelConfig, resolve
+from sd3_jax.config import MeshConfig, ModelConfig, resolve
 from sd3_jax.errors import UserError
-from sd3_jax.models.mmdit import MMDiT
-from sd3_jax.training.step import init_params
+from sd3_jax.training.step import init_params, make_model
 
 # depth: parameters, forward FLOPs an image, exact training FLOPs an image, at 256 px (256 + 154 tokens)
 PAPER = {
@@ -47,6 +48,24 @@ def test_parameters_are_those_of_the_network(depth: int, qk_norm: bool, dual: st
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == flops.parameters(model).total
 
 
+RIVALS = {
+    "DiT": {"weight_sets": 1},
+    "three sets": {"weight_sets": 3},
+    "CrossDiT": {"architecture": "crossdit"},
+    "UViT": {"architecture": "uvit"},
+    "UViT, two levels": {"architecture": "uvit", "patch": 4, "level_blocks": 3},
+}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 15, 24, 38])
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("name", RIVALS)
+def test_parameters_are_those_of_the_rivals(depth: int, qk_norm: bool, name: str) -> None:
+    model = ModelConfig(depth=depth, qk_norm=qk_norm, **RIVALS[name])
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == flops.parameters(model).total
+
+
 def test_a_stored_table_is_no_parameter() -> None:
     model = ModelConfig(depth=2, position_table=True, position_grid=384)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
@@ -56,15 +75,27 @@ def test_a_stored_table_is_no_parameter() -> None:
 
 @pytest.mark.parametrize("dual", [(), (0,), (0, 1), (1, 2), (0, 2)])
 def test_forward_flops_are_the_matmuls_of_the_traced_network(dual: tuple[int, ...]) -> None:
-    """An independent count: every dot_general in the unrolled network's jaxpr."""
-    sizes = {"latent_size": 6, "text_tokens": 5, "text_dim": 24, "pooled_dim": 12, "time_dim": 10}
-    model = ModelConfig(depth=3, head_dim=8, dual_attention=dual, **sizes)
-    net, batch = MMDiT(model, unroll=1), 2
-    shape = (batch, 6, 6, model.latent_channels)
+    _check_traced(ModelConfig(depth=3, head_dim=8, dual_attention=dual, **SMALL))
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_forward_flops_are_the_matmuls_of_the_traced_rivals(name: str) -> None:
+    _check_traced(ModelConfig(depth=3, head_dim=8, **SMALL | RIVALS[name]))
+
+
+SMALL = {"latent_size": 8, "text_tokens": 5, "clip_tokens": 2, "text_dim": 24, "pooled_dim": 12, "time_dim": 10}
+
+
+def _check_traced(model: ModelConfig) -> None:
+    """An independent count: every matmul and convolution in the jaxprs of the network and of its gradient."""
+    net, batch = make_model(model, MeshConfig()), 2
+    shape = (batch, 8, 8, model.latent_channels)
     arguments = (jnp.zeros(shape), jnp.zeros(batch), jnp.zeros((batch, 5, 24)), jnp.zeros((batch, 12)))
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    jaxpr = jax.make_jaxpr(lambda p: net.apply({"params": p}, *arguments))(params)
-    assert _matmul_flops(jaxpr.jaxpr) == batch * flops.forward_flops(model).total
+    apply = lambda p: net.apply({"params": p}, *arguments)  # noqa: E731
+    assert _matmul_flops(jax.make_jaxpr(apply)(params).jaxpr) == batch * flops.forward_flops(model).total
+    gradient = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(apply(p) ** 2)))(params)
+    assert _matmul_flops(gradient.jaxpr) == batch * flops.exact_train_flops(model)
 
 
 def _matmul_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
@@ -77,6 +108,10 @@ def _matmul_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
             for axis in contracted:
                 depth *= left[axis]
             total += 2 * equation.outvars[0].aval.size * depth
+        elif equation.primitive.name == "conv_general_dilated":
+            _, *contracted = equation.params["dimension_numbers"].rhs_spec
+            kernel = equation.invars[1].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(kernel[axis] for axis in contracted)
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
