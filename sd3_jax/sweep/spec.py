@@ -36,6 +36,9 @@ _SHORT = {
     "optimizer.learning_rate": "lr",
     "optimizer.cooldown": "cooldown",
     "optimizer.drops": "drop",
+    "model.architecture": "",
+    "model.weight_sets": "sets",
+    "model.head_dim": "h",
 }
 _SCIENTIFIC = ("flops", "optimizer.learning_rate")
 _NAME_LENGTH = 100
@@ -159,7 +162,7 @@ def _is_named(key: str, choices: int, base: Mapping[str, Any], values: Mapping[s
 
 def _name(config: RunConfig, named: list[str]) -> str:
     values = _flat(config)
-    parts = [f"{_SHORT.get(key, key.rpartition('.')[2])}{_text(key, values[key])}" for key in named]
+    parts = [f"{_SHORT.get(key, key.rpartition('.')[2])}{_text(key, values[key])}".lstrip("_") for key in named]
     name = "-".join([f"d{config.model.depth:02d}", *parts, f"s{config.seed}"])
     if len(name) <= _NAME_LENGTH:
         return name
