@@ -31,7 +31,7 @@ def _bounded(default: Any, low: float = -math.inf, high: float = math.inf) -> An
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """MM-DiT (paper section 4) or a rival. One dial: depth d gives width head_dim * d, d heads and MLPs of 4 * width."""
+    """MM-DiT (paper section 4) or a rival. One dial: depth d gives width head_dim * d, d heads, MLPs of 4 * width."""
 
     architecture: Literal["mmdit", "crossdit", "uvit"] = "mmdit"  # DiT is mmdit with one set of weights (figure 4)
     weight_sets: int = _bounded(2, 1, 3)  # of mmdit: 1 shared by all tokens, 2 image and text, 3 image, CLIP and T5
