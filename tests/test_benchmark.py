@@ -58,3 +58,13 @@ def test_both_sides_run_the_same_model(settings):
     assert ours["parameters"] == peer["parameters"]
     assert ours["dtype"] == peer["dtype"] == "float32"
     assert result["ours / peer"]["median"] == pytest.approx(peer["seconds"] / ours["seconds"])
+
+
+@pytest.mark.slow
+def test_depth_38_compiles_as_fast_as_depth_15():
+    done = run("--head-dim", "8", "--json", "-", script="compile_time.py")
+    assert done.returncode == 0, done.stderr
+    ratio = json.loads(done.stdout)["ratio"]
+    assert ratio["instructions"] < 1.05
+    # Whichever of the two a busy machine has spoiled less.
+    assert min(ratio["fastest_seconds"], ratio["processor_seconds"]) < 1.3
