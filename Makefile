@@ -32,7 +32,7 @@ test-slow: setup
 
 test-parity: setup
 	$(BIN)/pip install --quiet --editable '.[dev,parity]'
-	$(BIN)/pytest -m parity tests/test_diffusers.py
+	$(BIN)/pytest -m parity tests/test_diffusers.py tests/test_benchmark.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -8,16 +8,16 @@ import pytest
 from sd3_jax import flops
 from sd3_jax.config import ModelConfig
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "train_step.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SHAPE = "--cpu", "--depth", "1", "--batch", "2", "--text-tokens", "8", "--steps", "3", "--warmup", "1"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
+def run(*arguments: str, script: str = "train_step.py") -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(BENCHMARKS / script), *arguments], capture_output=True, text=True)
 
 
 def test_our_side_is_timed_without_torch_and_counted_by_our_flops():
-    shape = "--depth", "1", "--batch", "2", "--text-tokens", "8"
-    done = run("--cpu", "--ours-only", *shape, "--steps", "3", "--warmup", "1", "--json", "-")
+    done = run(*SHAPE, "--ours-only", "--remat", "elementwise", "--json", "-")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     row = result["ours"]
@@ -36,6 +36,7 @@ def test_our_side_is_timed_without_torch_and_counted_by_our_flops():
     [
         (["--ours-only"], "JAX finds no accelerator"),
         (["--cpu", "--ours-only", "--depth", "0"], "model.depth: 0 is out of range"),
+        (["--cpu", "--ours-only", "--remat", "block"], "mesh.remat: 'block' is not one of"),
         (["--cpu", "--ours-only", "--peer-only"], "give one at most"),
     ],
 )
@@ -45,3 +46,25 @@ def test_what_cannot_be_measured_is_one_line(arguments, said):
     assert done.stdout == ""
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("settings", [["--no-compile"], ["--compile", "--remat", "full"]])
+def test_both_sides_run_the_same_model(settings):
+    done = run(*SHAPE, *settings, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    ours, peer = result["ours"], result["peer"]
+    assert ours["parameters"] == peer["parameters"]
+    assert ours["dtype"] == peer["dtype"] == "float32"
+    assert result["ours / peer"]["median"] == pytest.approx(peer["seconds"] / ours["seconds"])
+
+
+@pytest.mark.slow
+def test_depth_38_compiles_as_fast_as_depth_15():
+    done = run("--head-dim", "8", "--json", "-", script="compile_time.py")
+    assert done.returncode == 0, done.stderr
+    ratio = json.loads(done.stdout)["ratio"]
+    assert ratio["instructions"] < 1.05
+    # Whichever of the two a busy machine has spoiled less.
+    assert min(ratio["fastest_seconds"], ratio["processor_seconds"]) < 1.3

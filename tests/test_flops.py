@@ -16,6 +16,7 @@ PAPER = {
     15: (496_066_624, 144_766_264_320, 433_051_806_720),
     18: (856_159_552, 247_428_255_744, 740_788_383_744),
     21: (1_358_950_720, 389_932_139_520, 1_168_050_637_824),
+    22: (1_562_387_264, 447_418_470_400, 1_340_426_498_048),
     24: (2_028_328_000, 578_823_192_576, 1_734_474_399_744),
     30: (3_962_392_384, 1_121_947_914_240, 3_363_349_770_240),
     38: (8_056_617_792, 2_265_974_247_424, 6_794_763_710_464),
@@ -30,6 +31,14 @@ def test_the_papers_sizes(depth: int) -> None:
     assert flops.forward_flops(model).total == forward
     assert flops.train_flops(model) == 3 * forward
     assert flops.exact_train_flops(model) == exact
+
+
+def test_the_released_sizes() -> None:
+    """SD3-medium, SD3.5-large and SD3.5-medium."""
+    assert flops.parameters(ModelConfig(depth=24)).total == 2_028_328_000
+    assert flops.parameters(ModelConfig(depth=38, qk_norm=True)).total == 8_056_627_520
+    dual = tuple(range(13))
+    assert flops.parameters(ModelConfig(depth=24, qk_norm=True, dual_attention=dual)).total == 2_243_171_520
 
 
 DUAL = {

@@ -13,7 +13,7 @@ from sd3_jax.config import ModelConfig
 from sd3_jax.errors import UserError
 from sd3_jax.models import layers
 from sd3_jax.models.ends import grid
-from sd3_jax.models.mmdit import MMDiT
+from sd3_jax.models.mmdit import Block, MMDiT, stacks
 from sd3_jax.training.step import init_params
 
 MODEL = ModelConfig(depth=3, head_dim=8, latent_size=6, text_tokens=5, text_dim=20, pooled_dim=12, time_dim=16)
@@ -63,37 +63,47 @@ def _norm(x: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * (1 + scale) + shift
 
 
-def _heads(p: dict, x: np.ndarray, modulation: np.ndarray, model: ModelConfig) -> list[np.ndarray]:
+def _heads(p: dict, x: np.ndarray, shift: np.ndarray, scale: np.ndarray, model: ModelConfig, which: str = "") -> list:
     e, d = model.width, model.head_dim
-    qkv = _dense(p["qkv"], _norm(x, modulation[:e], modulation[e : 2 * e]))
+    qkv = _dense(p[f"{which}qkv"], _norm(x, shift, scale))
     parts = [qkv[:, i * e : (i + 1) * e].reshape(-1, model.heads, d) for i in range(3)]
     for i, name in enumerate(("norm_q", "norm_k")):
         if model.qk_norm:
             rms = np.sqrt((parts[i] ** 2).mean(-1, keepdims=True) + 1e-6)
-            parts[i] = parts[i] / rms * p[name]["gain"]
+            parts[i] = parts[i] / rms * p[which + name]["gain"]
     return parts
 
 
-def _block(p: dict, image: np.ndarray, text: np.ndarray, y: np.ndarray, model: ModelConfig, last: bool) -> tuple:
-    e, n = model.width, len(image)
-    modulation = {name: _dense(p[name]["modulation"], y) for name in ("image", "text")}
-    pairs = [_heads(p[name], x, modulation[name], model) for name, x in (("image", image), ("text", text))]
-    q, k, v = (np.concatenate(pair) for pair in zip(*pairs, strict=True))
+def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     out = np.empty_like(q)
-    for head in range(model.heads):
-        out[:, head] = softmax(q[:, head] @ k[:, head].T / np.sqrt(model.head_dim), axis=-1) @ v[:, head]
-    result = []
-    for name, x, attended in (("image", image, out[:n]), ("text", text, out[n:])):
+    for head in range(q.shape[1]):
+        out[:, head] = softmax(q[:, head] @ k[:, head].T / np.sqrt(q.shape[2]), axis=-1) @ v[:, head]
+    return out.reshape(len(q), -1)
+
+
+def _block(p: dict, tokens: dict, y: np.ndarray, model: ModelConfig, last: bool) -> dict:
+    """Tokens of both streams, which attend in the order of the dictionary."""
+    parts = {name: np.split(m := _dense(p[name]["modulation"], y), len(m) // model.width) for name in tokens}
+    triples = [_heads(p[name], x, *parts[name][:2], model) for name, x in tokens.items()]
+    attended = _attention(*(np.concatenate(both) for both in zip(*triples, strict=True)))
+    first, _ = tokens
+    made = dict(tokens)
+    for name, x in tokens.items():
         if not (last and name == "text"):
-            gate, shift, scale, mlp_gate = np.split(modulation[name], 6)[2:]
-            x = x + gate * _dense(p[name]["out"], attended.reshape(-1, e))
-            x = x + mlp_gate * _mlp(p[name]["mlp"], _norm(x, shift, scale), _gelu)
-        result.append(x)
-    return tuple(result)
+            mine = attended[: len(x)] if name == first else attended[-len(x) :]
+            gate, shift, scale, mlp_gate, *dual = parts[name][2:]
+            new = x + gate * _dense(p[name]["out"], mine)
+            if dual:  # the image tokens among themselves, from what entered the block
+                alone = _attention(*_heads(p[name], x, *dual[:2], model, "dual_"))
+                new = new + dual[2] * _dense(p[name]["dual_out"], alone)
+            made[name] = new + mlp_gate * _mlp(p[name]["mlp"], _norm(new, shift, scale), _gelu)
+    return made
 
 
-def reference(params: dict, model: ModelConfig, z: np.ndarray, t: float, tokens: np.ndarray, pooled: np.ndarray):
-    """One example; blocks are walked one by one, patches cut by hand."""
+def reference(
+    params: dict, model: ModelConfig, order: tuple, z: np.ndarray, t: float, tokens: np.ndarray, pooled: np.ndarray
+) -> np.ndarray:
+    """One example; blocks are walked one by one, patches cut by hand; ``order``: which tokens come first."""
     height, width, c = z.shape
     quarter = model.width // 4
     frequency = 1 / 10000 ** (np.arange(quarter) / quarter)
@@ -108,10 +118,11 @@ def reference(params: dict, model: ModelConfig, z: np.ndarray, t: float, tokens:
     angle = 1000 * t * np.exp(-np.log(10000) * np.arange(half) / half)
     time = _mlp(params["time_embed"], np.concatenate([np.cos(angle), np.sin(angle)]), _silu)
     y = _silu(time + _mlp(params["pooled_embed"], pooled, _silu))
-    image = np.array(image)
-    for i in range(model.depth - 1):
-        image, text = _block(jax.tree.map(lambda x, i=i: x[i], params["blocks"]), image, text, y, model, False)
-    image, _ = _block(params["last_block"], image, text, y, model, True)
+    both = {name: {"image": np.array(image), "text": text}[name] for name in order}
+    for stack in stacks(model):
+        for i in range(len(stack.blocks)):
+            both = _block(jax.tree.map(lambda x, i=i: x[i], params[stack.name]), both, y, model, False)
+    image = _block(params["last_block"], both, y, model, True)["image"]
     shift, scale = np.split(_dense(params["final_modulation"], y), 2)
     out = _dense(params["final"], _norm(image, shift, scale))
     velocity = np.empty_like(z)
@@ -121,15 +132,38 @@ def reference(params: dict, model: ModelConfig, z: np.ndarray, t: float, tokens:
     return velocity
 
 
-@pytest.mark.parametrize("qk_norm, height", [(False, 6), (True, 4)])
-def test_equals_an_independent_implementation(qk_norm: bool, height: int) -> None:
-    model = dataclasses.replace(MODEL, qk_norm=qk_norm)
+@pytest.mark.parametrize("qk_norm, height, dual", [(False, 6, ()), (True, 4, ()), (False, 4, (1,)), (True, 6, (0, 2))])
+def test_equals_an_independent_implementation(qk_norm: bool, height: int, dual: tuple) -> None:
+    """Which puts the image's tokens first, as diffusers does, or the text's, as the released code does."""
+    model = dataclasses.replace(MODEL, qk_norm=qk_norm, dual_attention=dual)
     params, arguments = random_params(model), inputs(model, height=height)
     ours = np.asarray(jax.jit(MMDiT(model).apply)({"params": params}, *arguments))
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, *arguments))
-    theirs = np.stack([reference(exact[0], model, *(x[i] for x in exact[1:])) for i in range(2)])
-    assert np.abs(theirs).max() > 0.1
-    assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-5
+    for order in (("image", "text"), ("text", "image")):
+        theirs = np.stack([reference(exact[0], model, order, *(x[i] for x in exact[1:])) for i in range(2)])
+        assert np.abs(theirs).max() > 0.1
+        assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-5
+
+
+def test_a_final_layer_of_zeros_says_zero_whatever_the_rest_is() -> None:
+    params, arguments = random_params(MODEL), inputs(MODEL)
+    params["final"] = jax.tree.map(jnp.zeros_like, params["final"])
+    np.testing.assert_array_equal(jax.jit(MMDiT(MODEL).apply)({"params": params}, *arguments), 0)
+
+
+@pytest.mark.parametrize("dual", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_block_whose_modulation_is_zero_is_the_identity_whatever_the_rest_is(last: bool, dual: bool) -> None:
+    model = dataclasses.replace(MODEL, qk_norm=True, dual_attention=(0, 1, 2) if dual else ())
+    params, e = random_params(model), model.width
+    p = params["last_block"] if last else jax.tree.map(lambda x: x[0], params[stacks(model)[0].name])
+    key = jax.random.split(jax.random.key(4), 3)
+    image, text, y = (jax.random.normal(k, shape) for k, shape in zip(key, [(2, 9, e), (2, 5, e), (2, e)], strict=True))
+    block = jax.jit(lambda p: Block(model, jnp.float32, last=last, dual=dual).apply({"params": p}, (image, text), y)[0])
+    assert jnp.abs(block(p)[0] - image).max() > 0.1
+    still = {name: {**p[name], "modulation": jax.tree.map(jnp.zeros_like, p[name]["modulation"])} for name in p}
+    for after, before in zip(block(still), (image, text), strict=True):
+        np.testing.assert_array_equal(after, before)
 
 
 def test_a_fresh_model_says_zero_and_its_blocks_are_the_identity() -> None:
@@ -207,9 +241,10 @@ def test_patches_come_back_and_are_in_row_order() -> None:
     np.testing.assert_array_equal(layers.unpatchify(tokens, 2, 4, 6), x)
 
 
-def test_attention_does_not_care_for_the_order_of_tokens() -> None:
+@pytest.mark.parametrize("order", [[3, 0, 6, 1, 5, 2, 4], [4, 5, 6, 0, 1, 2, 3]])  # any; the last three first
+def test_attention_does_not_care_for_the_order_of_tokens(order: list[int]) -> None:
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 2, 8))
-    order = jnp.array([3, 0, 6, 1, 5, 2, 4])
+    order = jnp.array(order)
     moved = layers.attention(q[:, order], k[:, order], v[:, order])
     np.testing.assert_allclose(moved, layers.attention(q, k, v)[:, order], atol=1e-6)
 
