@@ -11,6 +11,7 @@
 It reads run directories and nothing else, so anyone's runs can be analysed.
 """
 
+from analysis.backbones import figure4
 from analysis.correlation import Correlation, correlate
 from analysis.drawing import save
 from analysis.figures import figure8, isoflop_figure
@@ -34,6 +35,7 @@ __all__ = [
     "curves",
     "describe",
     "envelope",
+    "figure4",
     "figure8",
     "fit",
     "fit_link",

@@ -15,11 +15,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from sd3_jax import records
 
 WIDTH = 7.0  # inches: the text width of a two-column page
+PANEL = 2.55  # height of the panels, inches
+CAPTION = 112  # characters to a line
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -64,6 +67,26 @@ def save(figure: Figure, numbers: Mapping[str, Any], out_stem: str | Path) -> li
     path = stem.with_name(stem.name + ".json")
     records.write_atomic(path, json.dumps(jsonable(numbers), indent=1, allow_nan=False) + "\n")
     return [*written, path]
+
+
+def below(figure: Figure, handles: list[Line2D], columns: int, caption: str, rows: int = 1) -> None:
+    """The legend and the caption under the rows of panels; the page grows with them (all in inches)."""
+    text = 0.137 * (caption.count("\n") + 1) + 0.08
+    legend = 0.165 * math.ceil(len(handles) / columns) + 0.14
+    height = rows * PANEL + 0.45 + legend + text
+    figure.set_size_inches(WIDTH, height)
+    figure.subplots_adjust(left=0.085, right=0.98, top=1 - 0.13 / height, bottom=(text + legend + 0.45) / height)
+    figure.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.53, (text + legend) / height),
+        ncols=columns,
+        frameon=False,
+        columnspacing=1.2,
+        handlelength=1.8,
+        handletextpad=0.5,
+    )
+    figure.text(0.085, text / height, caption, fontsize=7.2, va="top", linespacing=1.35)
 
 
 def jsonable(value: Any) -> Any:

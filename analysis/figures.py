@@ -14,13 +14,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import frontier, laws, prediction, quality, report
-from analysis.drawing import STYLE, WIDTH, Drawing, counted, plain_log_ticks, save, scientific, sequential_colours
+from analysis.drawing import (
+    CAPTION,
+    STYLE,
+    Drawing,
+    below,
+    counted,
+    plain_log_ticks,
+    save,
+    scientific,
+    sequential_colours,
+)
 from analysis.isoflop import IsoFlop, isoflop
 from analysis.runs import cooldown_ends, differences, points_on_law
 from sd3_jax.errors import UserError
 
-CAPTION = 112  # characters to a line
-PANEL = 2.55  # height of the panels, inches
 BEYOND = 4.0  # the frontier is drawn to this many times the largest C
 
 
@@ -83,7 +91,7 @@ def figure8(
             numbers["notes"] += [note for note in scores.attrs.get("notes", []) if note not in numbers["notes"]]
         handles = _depth_handles(runs, colours, numbers)
         columns = min(5, math.ceil(len(handles) / 2)) if len(handles) > 5 else len(handles)
-        _below(figure, handles, columns, numbers["caption"], rows=2 if panels else 1)
+        below(figure, handles, columns, numbers["caption"], rows=2 if panels else 1)
     if out is not None:
         save(figure, numbers, out)
     return Drawing(figure, numbers)
@@ -221,7 +229,7 @@ def isoflop_figure(
             for flops in found.budgets["flops"]
         ]
         numbers["caption"] = textwrap.fill(_isoflop_caption(found), CAPTION)
-        _below(figure, handles, min(5, len(handles)), numbers["caption"])
+        below(figure, handles, min(5, len(handles)), numbers["caption"])
     if out is not None:
         save(figure, numbers, out)
     return Drawing(figure, numbers)
@@ -273,26 +281,6 @@ def _depth_handles(runs: pd.DataFrame, colours: Mapping[Any, Any], numbers: Mapp
     if numbers["cooldown_ends"]:
         handles.append(Line2D([], [], color="0.3", marker="D", ms=4, mfc="white", lw=0, label="after cooldown"))
     return handles
-
-
-def _below(figure: Figure, handles: list[Line2D], columns: int, caption: str, rows: int = 1) -> None:
-    """The legend and the caption under the rows of panels; the page grows with them (all in inches)."""
-    text = 0.137 * (caption.count("\n") + 1) + 0.08
-    legend = 0.165 * math.ceil(len(handles) / columns) + 0.14
-    height = rows * PANEL + 0.45 + legend + text
-    figure.set_size_inches(WIDTH, height)
-    figure.subplots_adjust(left=0.085, right=0.98, top=1 - 0.13 / height, bottom=(text + legend + 0.45) / height)
-    figure.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.53, (text + legend) / height),
-        ncols=columns,
-        frameon=False,
-        columnspacing=1.2,
-        handlelength=1.8,
-        handletextpad=0.5,
-    )
-    figure.text(0.085, text / height, caption, fontsize=7.2, va="top", linespacing=1.35)
 
 
 def _caption(law: laws.Law | None, hold_out: prediction.HoldOut | None, numbers: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sd3_jax import flops, records
-from sd3_jax.config import RunConfig, identity
+from sd3_jax.config import YOUNGER, RunConfig, identity
 from sd3_jax.errors import UserError
 
 LEVELS = 9  # stored losses at t = k / 8, k = 0..8; the validation loss is the mean of k = 0..7
@@ -33,9 +33,10 @@ class Found(NamedTuple):
 def load(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
     """One row per (run, step, weights): the validation points of the finished runs in a directory.
 
-    Columns: run, depth, width, seed, batch, params, flops_per_image, warmup_steps, last_step, cooldown (whether the
-    run ends in one), status; step, images, flops, seconds, loss, loss_se, loss_t0..loss_t8, weights (raw or ema),
-    phase (warmup, constant, lr_drop or cooldown), learning_rate (as configured). ``unfinished`` also reads the runs
+    Columns: run, architecture, weight_sets (0 but for MM-DiT), depth, width, seed, batch, params, flops_per_image,
+    warmup_steps, last_step, cooldown (whether the run ends in one), status; step, images, flops, seconds, loss,
+    loss_se, loss_t0..loss_t8, weights (raw or ema), phase (warmup, constant, lr_drop or cooldown), learning_rate (as
+    configured). ``unfinished`` also reads the runs
     that have started but are not done. Points whose loss is not a positive number are dropped and counted.
 
     Raises UserError if there is no such directory, no run in it, or none that is finished.
@@ -133,6 +134,8 @@ def _describe(name: str, status: str, config: RunConfig) -> dict[str, Any]:
     """The columns that are the same for every row of a run."""
     return {
         "run": name,
+        "architecture": config.model.architecture,
+        "weight_sets": config.model.weight_sets if config.model.architecture == "mmdit" else 0,
         "depth": config.model.depth,
         "width": config.model.width,
         "seed": config.seed,
@@ -206,7 +209,7 @@ def cooldown_ends(runs: pd.DataFrame, weights: Literal["ema", "raw"] = "ema") ->
     measured = runs[runs["weights"] == weights]
     cooled = measured[measured["cooldown"] & (measured["phase"] == "cooldown")]
     ends = cooled.sort_values("step").groupby("run", as_index=False).last()
-    cell = ["depth", "seed", "step"]
+    cell = [*BACKBONE, "depth", "seed", "step"]
     constant = measured[~measured["cooldown"]].groupby(cell)["loss"].mean()
     matched: Any = constant.reindex(pd.MultiIndex.from_frame(ends[cell])).to_numpy() if len(ends) else []
     return ends.assign(offset=ends["loss"] - matched).sort_values("depth", ignore_index=True)
@@ -215,19 +218,67 @@ def cooldown_ends(runs: pd.DataFrame, weights: Literal["ema", "raw"] = "ema") ->
 def differences(runs: pd.DataFrame) -> list[str]:
     """The keys of the configuration in which the runs of a table differ, beside depth, seed and cooldown."""
     configs = runs.attrs.get("configs", {})
-    identities = [identity(configs[name]) for name in runs["run"].unique() if name in configs]
+    identities = [{**YOUNGER, **identity(configs[name])} for name in runs["run"].unique() if name in configs]
     own = {"model.depth", "seed", "optimizer.cooldown"}
     keys = identities[0] if identities else {}
     return [key for key in keys if key not in own and any(one[key] != identities[0][key] for one in identities)]
 
 
-def check_one_study(runs: pd.DataFrame) -> None:
-    """Raise UserError if the losses of the runs are not comparable: they measure different things."""
-    changed = [key for key in differences(runs) if key.startswith(("model.", "flow.", "data.")) or key in COMPARED]
+def check_one_study(runs: pd.DataFrame, across_backbones: bool = False) -> None:
+    """Raise UserError if the losses of the runs are not comparable: they measure different things.
+
+    A law, a correlation or a figure over depths is of one backbone: several are refused, unless the comparison is
+    ``across_backbones``, whose models may differ in all but what is predicted, and from what.
+    """
+    if not across_backbones:
+        check_one_backbone(runs)
+    changed = [
+        key
+        for key in differences(runs)
+        if key.startswith(("flow.", "data."))
+        or key in COMPARED
+        or (key in TASK if across_backbones else key.startswith("model."))
+    ]
     if changed:
         raise UserError(f"the runs differ in {_listed(changed)}: their losses are not comparable, analyse each alone")
 
 
+def check_one_backbone(table: pd.DataFrame) -> None:
+    """Raise UserError if runs or scores are of several backbones: they are no family whose one dial is depth."""
+    found = backbones(table)
+    if len(found) > 1:
+        raise UserError(
+            f"the runs are of {len(found)} backbones ({_listed(found.values())}): laws and correlations are of one; "
+            "analyse each in a directory of its own, or compare them with figure 4"
+        )
+
+
+def backbones(table: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """The backbones of a table of runs or scores, as (architecture, weight_sets), and what the paper calls each.
+
+    The sets of weights are MM-DiT's alone, 0 for the others.
+    """
+    keys = {(str(row[0]), int(row[1])) for row in table[list(BACKBONE)].drop_duplicates().itertuples(index=False)}
+    order = list(LABELS)
+    return {key: LABELS[key] for key in sorted(keys, key=order.index)}
+
+
+BACKBONE = ("architecture", "weight_sets")
+LABELS = {
+    ("mmdit", 1): "DiT",
+    ("crossdit", 0): "CrossDiT",
+    ("uvit", 0): "UViT",
+    ("mmdit", 2): "MM-DiT, 2 sets",
+    ("mmdit", 3): "MM-DiT, 3 sets",
+}
+# What a model is told and asked, whatever its backbone.
+TASK = (
+    "model.latent_size",
+    "model.latent_channels",
+    "model.text_tokens",
+    "model.text_dim",
+    "model.pooled_dim",
+)
 COMPARED = ("evaluation.seed", "evaluation.examples")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.runs import Found, check_one_study, find, load
+from analysis.runs import Found, check_one_backbone, check_one_study, find, load
 from sd3_jax import records
 from sd3_jax.errors import UserError
 
@@ -17,7 +17,7 @@ OVERALL = "overall"
 UNSEEN = ":unseen"
 # What makes two scores comparable: how the pictures were drawn, and what looked at them.
 SETTING = ("sampler", "steps", "guidance", "shift", "weights", "noise_seed", "prompt_list")
-RATER = ("judge", "reference")  # of some scores: which judge, and whom pictures were compared with
+RATER = ("judge", "reference", "features")  # of some scores: which judge, whom compared with, distances in what
 SCORE = (
     "value",
     "se",
@@ -44,10 +44,12 @@ def load_scores(path: str | Path, unfinished: bool = False, setting: Mapping[str
     were evaluated in several settings, the one with most rows is taken, and a note says which were not; ``setting``
     (such as ``{"guidance": 5}``) says which of them to look at.
 
+    Runs may be of several backbones, as figure 4 compares them; correlations are of one.
+
     Raises UserError if there are no runs, no scores in them, or if the runs' losses are not comparable.
     """
     losses = load(path, unfinished)
-    check_one_study(losses)
+    check_one_study(losses, across_backbones=True)
     rows, notes = _read(find(path, unfinished))
     if not rows:
         raise UserError(f"{path}: no scores of pictures in these runs; sd3-jax evaluate {path} makes them")
@@ -73,8 +75,9 @@ def score_points(scores: pd.DataFrame, name: str) -> pd.DataFrame:
     by_prompt, weight and group are the prompts of all its tasks, in one order for all points: the mean over them
     with these weights is the overall score, each task having the same weight whatever the number of its prompts.
 
-    Raises UserError if no such score is there, or if the points do not share their prompts.
+    Raises UserError if no such score is there, if the points do not share their prompts, or for several backbones.
     """
+    check_one_backbone(scores)
     own = scores[(scores["name"] == name) & (scores["phase"] != "cooldown") & ~scores["cooldown"]]
     overall = own[own["group"] == OVERALL].reset_index(drop=True)
     there = sorted(scores.loc[scores["group"] != OVERALL, "name"].unique())

@@ -21,7 +21,7 @@ from sd3_jax import records
 from sd3_jax.config import DataConfig, RunConfig
 from sd3_jax.data import captions
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import generate, prompts, scene_judge, scores, truth
+from sd3_jax.evaluation import fidelity, generate, geneval, prompts, scene_judge, scores, truth
 from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.evaluation.geneval import Mean
 from sd3_jax.training import sharding
@@ -101,7 +101,9 @@ def evaluate_run(
         generate.sample(run_dir, step, asked, request.sampler, out, report=report, draw=draw)
         found = judge_folder(out, config.data)
         ceilings = truth.ceilings(config.data, config.model.latent_channels, request.images_per_task)
-        rows += [{"step": step, **row} for row in score_rows(found, ceilings, setting(config, request))]
+        own = score_rows(found, ceilings, setting(config, request))
+        own += distance_rows(found.pictures, config.data, config.model.latent_channels, setting(config, request))
+        rows += [{"step": step, **row} for row in own]
     write_scores(run_dir, rows)
     return rows
 
@@ -277,6 +279,40 @@ def score_rows(
             }
         )
     return rows
+
+
+def distance_rows(
+    pictures: Pictures, data: DataConfig, channels: int | None, setting: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """How far the pictures of what training shows are from true scenes of the same captions, as one row.
+
+    Its ceiling is the distance of as many other true scenes, its value is the lower the better. There is no row of
+    fewer than two pictures, which have no covariance.
+    """
+    seen = [not scores.group_of(metadata).endswith(":unseen") for metadata in pictures.prompts]
+    chosen = np.array(seen)[pictures.prompt]
+    each, prompt, images = np.unique(pictures.prompt[chosen], return_inverse=True, return_counts=True)
+    if chosen.sum() < 2:
+        return []
+    words = tuple(tuple(captions.parse(pictures.prompts[one]["prompt"]).tolist()) for one in each)
+    reference, ceiling = truth.reference(data, channels, words, tuple(images.tolist()))
+    tags = [pictures.prompts[index]["tag"] for index in pictures.prompt[chosen]]
+    found = fidelity.distance(fidelity.scene_features(pictures.images[chosen]), reference, prompt, tags)
+    row = {
+        "name": fidelity.NAME,
+        "group": scores.OVERALL if {*tags} >= {*geneval.TAGS} else f"of {len({*tags})}",
+        "value": found.value,
+        "se": found.se,
+        "n": found.n,
+        "prompts": found.prompts,
+        "ceiling": ceiling.value,
+        "ceiling_se": ceiling.se,
+        **setting,
+        "pictures": zlib.crc32(pictures.checksums.tobytes()),
+        "features": fidelity.VERSION,
+        **({"partial": partial(pictures.problems)} if pictures.problems else {}),
+    }
+    return [row]
 
 
 def partial(problems: Sequence[str]) -> str:

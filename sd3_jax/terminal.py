@@ -80,13 +80,14 @@ def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
         return []
     if len(systems) == 1:
         return [_by_task(rows)]
-    chart = _chart(_sampler(rows[0]))
+    chart = _chart(_sampler(rows[0]), apart=1)  # all columns fit a terminal of 80
+    columns = {heading: name for heading, name in _COLUMNS.items() if any(row["name"] == name for row in rows)}
     chart.add_column("run", overflow="fold")
-    for heading in ("step", *_COLUMNS):
+    for heading in ("step", *columns):
         chart.add_column(heading, justify="right", no_wrap=True)
     for run, step in systems:
         own = {(row["name"], row["group"]): row for row in rows if (row["run"], row.get("step")) == (run, step)}
-        values = [_value(own.get((name, "overall"))) for name in _COLUMNS.values()]
+        values = [_value(own.get((name, "overall")), brief=name == _DISTANCE) for name in columns.values()]
         chart.add_row(run, "" if step is None else f"{step:,}", *values)
     lines = [_range(rows, key) for key in ("chance", "ceiling", "other_caption")]
     compared = next((row for row in rows if "proxy_accuracy" in row), None)
@@ -105,15 +106,18 @@ def _range(rows: Sequence[Mapping[str, Any]], key: str) -> str:
         values = [row[key] for row in own if row.get(key) is not None and math.isfinite(row[key])]
         if values:
             low, high = f"{min(values):.3f}", f"{max(values):.3f}"
-            parts.append(f"{heading} {low}" + (f" to {high}" if high != low else ""))
+            better = " (the lower the better)" if name == _DISTANCE else ""
+            parts.append(f"{heading} {low}" + (f" to {high}" if high != low else "") + better)
     label = "rated by another caption" if key == "other_caption" else key
     return f"{label}: {', '.join(parts)}" if parts else ""
 
 
+_DISTANCE = "scene-frechet"  # the only one that is the lower the better
 _COLUMNS = {
     "geneval": "scene-geneval",
     "soft": "scene-geneval-soft",
     "compbench": "scene-compbench",
+    "frechet": _DISTANCE,
     "preferred": "proxy-preference",
     "Elo": "proxy-preference-elo",
 }
@@ -136,17 +140,17 @@ def _by_task(rows: Sequence[Mapping[str, Any]]) -> Table:
             key = "chance" if row.get("chance") is not None else "other_caption"
             above = _plus_minus(row.get("above_chance"), row.get("above_chance_se"))
             by_chance, by_truth = (_plus_minus(row.get(column), None) for column in (key, "ceiling"))
-            label = "" if number else heading
+            label = "" if number else heading + (" (low is good)" if name == _DISTANCE else "")
             chart.add_row(label, row["group"], _value(row), by_chance, above, by_truth, str(row.get("n", "")))
     return chart
 
 
-def _value(row: Mapping[str, Any] | None) -> str:
+def _value(row: Mapping[str, Any] | None, brief: bool = False) -> str:
     if row is None:
         return ""
     if row["name"].endswith("-elo"):
         return f"{row['value']:.0f}±{row['se'] or 0:.0f}"
-    return _plus_minus(row["value"], row["se"]) + ("*" if row.get("partial") else "")
+    return _plus_minus(row["value"], None if brief else row["se"]) + ("*" if row.get("partial") else "")
 
 
 def _plus_minus(value: float | None, error: float | None) -> str:
@@ -166,5 +170,5 @@ def _sampler(row: Mapping[str, Any]) -> str:
     return f"{row['steps']} {row['sampler']} steps, guidance {row['guidance']:g}, {row['weights']} weights"
 
 
-def _chart(title: str) -> Table:
-    return Table(title=title.strip(), title_justify="left", box=None, padding=(0, 2, 0, 0))
+def _chart(title: str, apart: int = 2) -> Table:
+    return Table(title=title.strip(), title_justify="left", box=None, padding=(0, apart, 0, 0))

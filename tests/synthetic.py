@@ -127,6 +127,31 @@ TASKS = {
     "scene-compbench": ("color", "numeracy"),
     "proxy-preference": ("single_object", "counting", "position"),
 }
+BACKBONES = {  # what the paper compares, and the share of its loss above E that each has of the law's
+    "dit": ({"model.weight_sets": 1}, 1.25),
+    "crossdit": ({"model.architecture": "crossdit"}, 1.06),
+    "uvit": ({"model.architecture": "uvit"}, 1.13),
+    "mmdit": ({}, 1.0),
+    "mmdit3": ({"model.weight_sets": 3, "model.clip_tokens": 3}, 0.99),
+}
+
+
+def write_backbones(root: Path, seeds: int = 1, earlier: int = 3, steps: int = 2000, **changes) -> Path:
+    """Runs of the five backbones as figure 4 has them, in files alone: losses, scores, distances from true scenes."""
+    for name, (fields, share) in BACKBONES.items():
+        truth = TRUTH | {key: share * TRUTH[key] for key in ("A", "B")}
+        for seed in range(seeds):
+            config = bench_config(4, seed, steps, **fields, **changes)
+            write_run(root, config, truth, noise=0.001, offset=0.004, name=f"{name}-s{seed}")
+    write_scores(root, noise=0.05, earlier=earlier)
+    for run_dir in records.find_runs(root):
+        rows, _ = records.read_rows(run_dir / "evals.jsonl")
+        own = [row for row in rows if (row["name"], row["group"]) == ("scene-geneval-soft", "overall")]
+        for row in own:
+            far = {"name": "scene-frechet", "value": 0.015 + 0.3 * (1 - row["value"]) ** 2, "se": 0.008}
+            kept = {key: value for key, value in row.items() if key not in ("chance", "chance_se", "judge")}
+            records.append(run_dir / "evals.jsonl", kept | far | {"ceiling": 0.015, "features": "scene-1", "n": 600})
+    return root
 
 
 def link(loss):

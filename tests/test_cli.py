@@ -175,7 +175,7 @@ def test_experiments_are_found_relative_to_the_sweep(sd3, tmp_path):
         (["predict", "none", "--flops", "1e15"], ["none"]),
         (["predict", ".", "--flops=-1"], ["--flops"]),
         (["figure", "8", "none"], ["none"]),
-        (["figure", "9", "none"], ["no figure '9'; there are 8"]),
+        (["figure", "9", "none"], ["no figure '9'; there are 4"]),
         (["fit", "."], ["no run"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -14,7 +14,7 @@ from sd3_jax import cli, compare, evaluate, platform, records
 from sd3_jax.config import to_dict
 from sd3_jax.errors import UserError
 from sd3_jax.evaluate import Request
-from sd3_jax.evaluation import generate, scene_judge, scores, truth
+from sd3_jax.evaluation import fidelity, generate, scene_judge, scores, truth
 from sd3_jax.evaluation.generate import Sampler
 from sd3_jax.evaluation.prompts import GROUPS, metadata
 from sd3_jax.sweep import evaluate as fan_out
@@ -87,12 +87,15 @@ def test_every_row_says_how_it_came_to_be(rows, runs):
             "ema",
             0,
         )
-        assert row["judge"] == scene_judge.VERSION
+        is_distance = row["name"] == fidelity.NAME
+        assert row["features" if is_distance else "judge"] == (fidelity.VERSION if is_distance else scene_judge.VERSION)
         assert row["n"] > 0
-        assert 0 <= row["value"] <= 1
+        assert 0 <= row["value"] <= (np.inf if is_distance else 1)
         assert "partial" not in row
     overall = {row["name"]: row for row in written if row["group"] == "overall" and row["step"] == 8}
-    assert {*scores.NAMES.values()} == {*overall}
+    assert {*scores.NAMES.values(), fidelity.NAME} == {*overall}
+    assert overall[fidelity.NAME]["n"] == 6 * 8
+    assert overall[fidelity.NAME]["value"] > 4 * overall[fidelity.NAME]["ceiling"]  # untrained weights
     assert overall["scene-geneval"]["n"] == 6 * 8
     assert overall["scene-geneval"]["ceiling"] >= 0.95
     tasks = [row for row in written if row["name"] == "scene-geneval-soft" and row["step"] == 8]
@@ -178,7 +181,9 @@ def test_a_folder_of_true_scenes_scores_one(true_folder, sd3):
     assert overall["scene-geneval"] == 1.0
     assert overall["scene-geneval-soft"] == 1.0
     assert overall["scene-compbench"] > 0.95
-    chance = {row["name"]: row["chance"] for row in json.loads(out) if row["group"] == "overall"}
+    far = next(row for row in json.loads(out) if row["name"] == fidelity.NAME)
+    assert far["value"] == pytest.approx(far["ceiling"], rel=0.6)
+    chance = {row["name"]: row.get("chance") for row in json.loads(out) if row["group"] == "overall"}
     assert chance["scene-geneval"] < 0.2
     assert records.read_rows(true_folder / "scores.jsonl")[0]
 

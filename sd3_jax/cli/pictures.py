@@ -220,6 +220,7 @@ def _evaluate_folder(
     judged = evaluation.judge_folder(folder, data)
     ceilings = truth.ceilings(data, None, images_per_task)
     rows = evaluation.score_rows(judged, ceilings, {})
+    rows += evaluation.distance_rows(judged.pictures, data, None, {})
     records.write_rows(folder / "scores.jsonl", rows)
     return [{"run": folder.resolve().name, **row} for row in rows]
 

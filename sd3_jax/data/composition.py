@@ -103,11 +103,51 @@ def draw(key: Key[Array, ""], data: DataConfig, split: Split = "seen", task: int
     count = jnp.asarray([1, 2, 0, 1, 2, 2])[kind] + (kind == _COUNTING) * (2 + _pick(u[7], MAX_OBJECTS - 1))
     present = jnp.arange(MAX_OBJECTS) < count
     relation = jnp.where(kind == _POSITION, relation, -1)
+    return _placed(kind, relation, _pick(u[8], data.backgrounds), present, shape, color, jitter, where, data)
+
+
+def draw_of(
+    key: Key[Array, ""],
+    data: DataConfig,
+    task: Int[Array, ""],
+    relation: Int[Array, ""],
+    count: Int[Array, ""],
+    shape: Int[Array, "2"],
+    color: Int[Array, "2"],
+) -> Scene:
+    """One scene that a caption describes, distributed as those of :func:`draw` that have this caption.
+
+    ``relation`` is -1 where none is said, ``color`` -1 where it is not: then it is drawn as :func:`draw` draws it.
+    Captions that nothing is drawn with in either split, such as of two objects of one colour, are as good as others.
+    """
+    facts = jax.tree.map(jnp.asarray, _facts(data.shapes, data.colors, data.held_out, "seen"))
+    uniform = jax.random.uniform(key, (1 + MAX_OBJECTS + 3 * MAX_OBJECTS + max(_WHERE, data.grid**2 + 1),))
+    u, jitter, where = jnp.split(uniform, (1 + MAX_OBJECTS, 1 + 4 * MAX_OBJECTS))
+    shape = jnp.stack([shape[0], jnp.where(task == _COUNTING, shape[0], shape[1]), shape[0], shape[0]])
+    any_color = facts.colors_of[shape, _pick(u[1:], facts.colors_count[shape])]
+    any_color = jnp.where(task == _COUNTING, any_color[0], any_color)
+    color = any_color.at[:2].set(jnp.where(color >= 0, color, any_color[:2]))
+    present = jnp.arange(MAX_OBJECTS) < count
+    return _placed(task, relation, _pick(u[0], data.backgrounds), present, shape, color, jitter, where, data)
+
+
+def _placed(
+    task: Int[Array, ""],
+    relation: Int[Array, ""],
+    background: Int[Array, ""],
+    present: Bool[Array, "4"],
+    shape: Int[Array, "4"],
+    color: Int[Array, "4"],
+    jitter: Float[Array, "_"],
+    where: Float[Array, "_"],
+    data: DataConfig,
+) -> Scene:
+    """The scene of these objects, from the uniform numbers of their exact colours and places."""
     layout = _grid_layout if data.layout == "grid" else _free_layout
     center, radius = layout(where, relation, present, data)
     jitter = data.color_jitter * (2 * jitter.reshape(MAX_OBJECTS, 3) - 1)
     rgb = jnp.clip((jnp.asarray(COLOR_RGB, jnp.float32)[color] + jitter) / 255, 0, 1)
-    return Scene(kind, relation, _pick(u[8], data.backgrounds), present, shape, color, rgb, center, radius)
+    return Scene(task, relation, background, present, shape, color, rgb, center, radius)
 
 
 def _grid_layout(
