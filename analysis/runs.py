@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sd3_jax import flops, records
-from sd3_jax.config import RunConfig, identity
+from sd3_jax.config import YOUNGER, RunConfig, identity
 from sd3_jax.errors import UserError
 
 LEVELS = 9  # stored losses at t = k / 8, k = 0..8; the validation loss is the mean of k = 0..7
@@ -35,8 +35,8 @@ def load(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
 
     Columns: run, depth, width, seed, batch, params, flops_per_image, warmup_steps, last_step, cooldown (whether the
     run ends in one), status; step, images, flops, seconds, loss, loss_se, loss_t0..loss_t8, weights (raw or ema),
-    phase (warmup, constant, lr_drop or cooldown), learning_rate (as configured). ``unfinished`` also reads the runs
-    that have started but are not done. Points whose loss is not a positive number are dropped and counted.
+    phase (warmup, constant, lr_drop, cooldown or fine-tune), learning_rate (as configured). ``unfinished`` also reads
+    the runs that have started but are not done. Points whose loss is not a positive number are dropped and counted.
 
     Raises UserError if there is no such directory, no run in it, or none that is finished.
     """
@@ -138,7 +138,7 @@ def _describe(name: str, status: str, config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "batch": config.batch,
         "params": flops.parameters(config.model).total,
-        "flops_per_image": flops.train_flops(config.model),
+        "flops_per_image": flops.image_flops(config),
         "warmup_steps": config.optimizer.warmup_steps,
         "last_step": flops.total_steps(config) if any((config.steps, config.images, config.flops)) else 0,
         "learning_rate": config.optimizer.learning_rate,
@@ -215,7 +215,7 @@ def cooldown_ends(runs: pd.DataFrame, weights: Literal["ema", "raw"] = "ema") ->
 def differences(runs: pd.DataFrame) -> list[str]:
     """The keys of the configuration in which the runs of a table differ, beside depth, seed and cooldown."""
     configs = runs.attrs.get("configs", {})
-    identities = [identity(configs[name]) for name in runs["run"].unique() if name in configs]
+    identities = [{**YOUNGER, **identity(configs[name])} for name in runs["run"].unique() if name in configs]
     own = {"model.depth", "seed", "optimizer.cooldown"}
     keys = identities[0] if identities else {}
     return [key for key in keys if key not in own and any(one[key] != identities[0][key] for one in identities)]

@@ -5,6 +5,7 @@ costs C = 3F, F the forward FLOPs of an image: never 6ND, which overstates a two
 times, and never recomputation. The last block's unused text queries are counted, by convention.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sd3_jax.config import ModelConfig, RunConfig
@@ -86,16 +87,30 @@ def forward_flops(model: ModelConfig, image_tokens: int | None = None) -> Parts:
     return Parts(streams, modulation, attention, ends)
 
 
-def train_flops(model: ModelConfig) -> int:
-    """Training FLOPs of one image, 3F: the unit of every budget, every axis and MFU."""
-    return 3 * forward_flops(model).total
+def train_flops(model: ModelConfig, image_tokens: int | None = None) -> int:
+    """Training FLOPs of one image, 3F: of the square image, or of one of ``image_tokens``."""
+    return 3 * forward_flops(model, image_tokens).total
 
 
-def exact_train_flops(model: ModelConfig) -> int:
+def exact_train_flops(model: ModelConfig, image_tokens: int | None = None) -> int:
     """3F less what backpropagation skips: gradients with respect to the inputs (0.05 to 0.3 %)."""
     e = model.width
-    inputs = model.patch_dim * model.image_tokens + model.text_dim * model.text_tokens
-    return train_flops(model) - 2 * e * (inputs + model.time_dim + model.pooled_dim)
+    inputs = model.patch_dim * (image_tokens or model.image_tokens) + model.text_dim * model.text_tokens
+    return train_flops(model, image_tokens) - 2 * e * (inputs + model.time_dim + model.pooled_dim)
+
+
+def image_flops(config: RunConfig, count: Callable[[ModelConfig, int], int] = train_flops) -> float:
+    """Training FLOPs of a run's mean image: the unit of its budgets, axes and MFU.
+
+    With buckets the mean over them, which is what was spent after every whole cycle of ``len(buckets)`` steps.
+
+    >>> from sd3_jax.config import resolve
+    >>> image_flops(resolve({"steps": 1})) == train_flops(ModelConfig())
+    True
+    """
+    unit = (config.data.downsample * config.model.patch) ** 2
+    costs = [count(config.model, height * width // unit) for height, width in config.data.buckets]
+    return sum(costs) / len(costs) if costs else count(config.model, config.model.image_tokens)
 
 
 def total_steps(config: RunConfig) -> int:
@@ -105,11 +120,12 @@ def total_steps(config: RunConfig) -> int:
     """
     if config.steps is not None:
         return config.steps
+    cost: float
     if config.images is not None:
         steps, given, cost = config.images // config.batch, f"images: {config.images}", config.batch
     else:
         assert config.flops is not None
-        cost = config.batch * train_flops(config.model)
+        cost = config.batch * image_flops(config)
         steps, given = steps_within(config, config.flops), f"flops: {config.flops:g}"
     if steps < 1:
         raise UserError(f"{given} is too small for one step of batch {config.batch}, which takes {cost:.3g}")
@@ -118,7 +134,7 @@ def total_steps(config: RunConfig) -> int:
 
 def steps_within(config: RunConfig, budget: float) -> int:
     """The last step at which a run has spent no more than ``budget`` training FLOPs."""
-    return int(budget // (config.batch * train_flops(config.model)))
+    return int(budget // (config.batch * image_flops(config)))
 
 
 def peak_flops(device_kind: str) -> float | None:
