@@ -244,7 +244,7 @@ def test_validation_stays_on_the_square_image() -> None:
     scores = []
     for config in (bucketed(), tiny(**FREE)):
         mesh = sharding.make_mesh(config.mesh, config.batch)
-        params = make_init(config, 8)(jnp.uint32(1)).params
+        params = jax.jit(make_init(config, 8))(jnp.uint32(1)).params
         scores.append(validation.make_eval(config, make_model(config.model, config.mesh), mesh)(params))
     assert scores[0] == scores[1]
 

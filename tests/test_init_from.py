@@ -65,7 +65,8 @@ def velocity(config: RunConfig, params: dict, size: int) -> np.ndarray:
     numbers = np.random.default_rng(0)
     shapes = (2, size, size, 16), (2, 6, 24), (2, 24)
     z, tokens, pooled = (jnp.asarray(numbers.normal(size=shape), jnp.float32) for shape in shapes)
-    return np.asarray(MMDiT(config.model).apply({"params": params}, z, jnp.array([0.3, 0.8]), tokens, pooled))
+    apply = jax.jit(MMDiT(config.model).apply)
+    return np.asarray(apply({"params": params}, z, jnp.array([0.3, 0.8]), tokens, pooled))
 
 
 @pytest.mark.parametrize("weights, step", [("ema", 40), ("raw", 40), ("ema", 20)])
@@ -82,7 +83,7 @@ def test_the_first_loss_is_that_of_the_sources_function(source: Path, tmp_path: 
     (x0, tokens, pooled), eps, t = jax.device_get(make_draw(config, mesh)(jnp.uint32(7), jnp.int32(0)))
     z = (1 - t[:, None, None, None]) * x0 + t[:, None, None, None] * eps
     params = jax.device_get(weights_of(source, 40, "ema"))
-    v = MMDiT(records.load_config(source).model).apply({"params": params}, z, t, tokens, pooled)
+    v = jax.jit(MMDiT(records.load_config(source).model).apply)({"params": params}, z, t, tokens, pooled)
     assert row["loss"] == pytest.approx(float(np.mean((v - (eps - x0)) ** 2)), rel=1e-5)
     assert final_state(tmp_path / "run")[0] == 1  # its steps count from its own beginning
 
