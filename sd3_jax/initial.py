@@ -96,7 +96,7 @@ def _check(source: ModelConfig, target: ModelConfig) -> None:
     other = [
         f"model.{key} {a} instead of {b}" for key in SAME if (a := getattr(source, key)) != (b := getattr(target, key))
     ]
-    groups = (("other", other), ("missing", missing), ("extra", extra), ("of another shape", wrong))
+    groups = (("of another kind", other), ("missing", missing), ("extra", extra), ("of another shape", wrong))
     said = [f"{what}: {', '.join(which)}" for what, which in groups if which]
     if said:
         raise UserError(
