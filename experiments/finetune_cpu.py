@@ -1,4 +1,4 @@
-"""The second stage in small: a model of 32 px (``free_cpu``) goes on at 48 px, in five aspect ratios. Two cores do.
+"""The second stage in small: a model of 32 px (``free_cpu``) goes on at 48 px, in five aspect ratios.
 
 As in the paper (``finetune``): QK-norm is added, positions are interpolated, buckets have the area of the square
 image, and the shift is sqrt(48^2 / 32^2) = 1.5. The run that it starts from is found from the working directory:

@@ -1,7 +1,10 @@
-"""Small scenes with objects anywhere, 32 px: what ``finetune_cpu`` starts from. Minutes on two cores.
+"""Small scenes with objects anywhere, 32 px: what ``finetune_cpu`` starts from, on a CPU.
 
 Three shapes and four colours; f = 4, so an image is 8 x 8 latent pixels of 16 channels, each a token. Queries and
 keys are not normalised, as in the paper's study at 256 px.
+
+Result: EMA validation loss 0.370 after 1,500 steps; pictures have the colours and about the places of their captions,
+hardly their shapes. It shows how the two stages go together, not what they are worth.
 """
 
 import ml_collections
