@@ -35,9 +35,9 @@ def load(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
 
     Columns: run, architecture, weight_sets (0 but for MM-DiT), depth, width, seed, batch, params, flops_per_image,
     warmup_steps, last_step, cooldown (whether the run ends in one), status; step, images, flops, seconds, loss,
-    loss_se, loss_t0..loss_t8, weights (raw or ema), phase (warmup, constant, lr_drop or cooldown), learning_rate (as
-    configured). ``unfinished`` also reads the runs
-    that have started but are not done. Points whose loss is not a positive number are dropped and counted.
+    loss_se, loss_t0..loss_t8, weights (raw or ema), phase (warmup, constant, lr_drop, cooldown or fine-tune),
+    learning_rate (as configured). ``unfinished`` also reads the runs that have started but are not done. Points whose
+    loss is not a positive number are dropped and counted.
 
     Raises UserError if there is no such directory, no run in it, or none that is finished.
     """
@@ -141,7 +141,7 @@ def _describe(name: str, status: str, config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "batch": config.batch,
         "params": flops.parameters(config.model).total,
-        "flops_per_image": flops.train_flops(config.model),
+        "flops_per_image": flops.image_flops(config),
         "warmup_steps": config.optimizer.warmup_steps,
         "last_step": flops.total_steps(config) if any((config.steps, config.images, config.flops)) else 0,
         "learning_rate": config.optimizer.learning_rate,

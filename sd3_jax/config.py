@@ -119,6 +119,7 @@ class DataConfig:
     layout: Literal["grid", "free"] = "free"
     grid: int = _bounded(3, 2, 16)  # cells on a side, for layout = grid: one object to a cell
     color_jitter: float = _bounded(12.0, 0, 40)  # of 255, uniform, per channel and object
+    buckets: tuple[tuple[int, ...], ...] = ()  # (height, width) in pixels: each step's batch is all of one; (): square
     held_out: float = _bounded(0.1, 0, 0.5)  # share of (shape, colour) pairs and of relations never trained on
     text_parts: int = _bounded(3, 1, 8)  # frozen encoders that are dropped independently
     text_sequence: bool = False  # the last part is T5's, whose tokens follow the others' (model.clip_tokens of them)
@@ -180,6 +181,9 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     batch: int = _bounded(256, 1, 10**7)  # images a step, over all devices
     seed: int = _bounded(0, 0, 2**32 - 1)
+    init_from: str = ""  # run directory, diffusers folder or reference .safetensors that the first life starts from;
+    init_weights: Literal["ema", "raw"] = "ema"  # a path relative to the working directory. Of a run: which weights,
+    init_step: int = _bounded(0, 0, 10**10)  # and of which checkpoint; 0: its newest
     steps: int | None = _bounded(None, 1, 10**10)
     images: int | None = _bounded(None, 1, 10**15)
     flops: float | None = _bounded(None, 1, 1e40)  # 3 x forward matmul FLOPs of all images
@@ -191,6 +195,7 @@ class RunConfig:
 CAPTION_WORDS = 6  # slots of a caption: [count, colour, shape, relation, colour, shape]
 LEAST_CELL = 6  # pixels: five for a shape and one to the next
 LEAST_FREE = 32  # pixels: the smallest object is seven across
+BUCKET_AREA = 0.2  # how far, as a share, a bucket's area may be from image_size**2, whose positions and shift it has
 LENGTHS = ("steps", "images", "flops")
 # What may differ between two lives of one run; everything else is its identity.
 FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", *LENGTHS)
@@ -205,6 +210,10 @@ YOUNGER: dict[str, Any] = {
     "model.position_grid": 0,
     "model.position_base": 0,
     "model.position_table": False,
+    "data.buckets": (),
+    "init_from": "",
+    "init_weights": "ema",
+    "init_step": 0,
 }
 
 
@@ -280,6 +289,11 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain nested dictionaries, for JSON."""
     return dataclasses.asdict(config)
+
+
+def scene_fields(data: DataConfig) -> dict[str, Any]:
+    """What pictures that are drawn and judged depend on: all but the buckets of training."""
+    return {key: value for key, value in dataclasses.asdict(data).items() if key != "buckets"}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -377,6 +391,10 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
         if isinstance(value, bool):
             return value
         raise UserError(f"{name}: {value!r} is not true or false")
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise UserError(f"{name}: {value!r} is not text")
     number = None
     if not isinstance(value, bool) and isinstance(value, int | float | str):
         with contextlib.suppress(ValueError, OverflowError):
@@ -394,6 +412,40 @@ def _in_range(value: Any, spec: dataclasses.Field, name: str) -> Any:
         if isinstance(number, int | float) and not low <= number <= high:
             raise UserError(f"{name}: {number} is out of range; valid: {low:,g} to {high:,g}")
     return value
+
+
+def size_problem(model: ModelConfig, data: DataConfig, height: int, width: int) -> str | None:
+    """Why there can be no picture of ``height`` x ``width`` pixels; None if there can.
+
+    >>> size_problem(ModelConfig(), DataConfig(), 256, 320)
+    'more tokens on a side (20) than model.position_grid has positions for (16)'
+    """
+    unit = data.downsample * model.patch
+    if height < 1 or width < 1 or height % unit or width % unit:
+        return f"a side is not a multiple of data.downsample * model.patch = {unit} pixels"
+    if data.layout == "grid" and height != width:
+        return "scenes of layout grid are square"
+    if max(height, width) // unit > model.largest_side:
+        tokens = max(height, width) // unit
+        return f"more tokens on a side ({tokens}) than model.position_grid has positions for ({model.largest_side})"
+    return None
+
+
+def _check_bucket(bucket: tuple[int, ...], model: ModelConfig, data: DataConfig) -> None:
+    name = f"data.buckets: {list(bucket)}"
+    if data.layout != "free":
+        raise UserError(f"{name}: buckets are for data.layout free, and it is {data.layout}")
+    if len(bucket) != 2:
+        raise UserError(f"{name} is not [height, width] in pixels")
+    if problem := size_problem(model, data, *bucket):
+        raise UserError(f"{name}: {problem}")
+    if min(bucket) < LEAST_FREE:
+        raise UserError(f"{name}: too small to draw in; at least {LEAST_FREE} pixels on each side")
+    if abs(bucket[0] * bucket[1] / data.image_size**2 - 1) > BUCKET_AREA:
+        raise UserError(
+            f"{name}: {bucket[0] * bucket[1]:,} pixels; an area within {BUCKET_AREA:.0%} of "
+            f"data.image_size**2 = {data.image_size**2:,} is needed"
+        )
 
 
 def _check(config: RunConfig) -> None:
@@ -468,6 +520,12 @@ def _check(config: RunConfig) -> None:
         )
     if data.layout == "free" and data.image_size < LEAST_FREE:
         raise UserError(f"data.image_size: {data.image_size} is too small for layout free; at least {LEAST_FREE}")
+    for bucket in data.buckets:
+        _check_bucket(bucket, model, data)
+    if len(set(data.buckets)) < len(data.buckets):
+        raise UserError(f"data.buckets: {list(map(list, data.buckets))} has a bucket twice")
+    if not config.init_from and (config.init_step or config.init_weights != "ema"):
+        raise UserError("init_step and init_weights: say of init_from which weights to take, and init_from is not set")
     if config.batch % (max(config.mesh.data, 1) * config.mesh.fsdp):
         raise UserError(
             f"batch: {config.batch} is not divisible by the mesh, "

@@ -1,5 +1,6 @@
 """A contact sheet of training scenes: what a model is shown, to be looked at before hours are spent on it."""
 
+import functools
 import operator
 import os
 import textwrap
@@ -23,35 +24,46 @@ _FORMATS = (".png", ".pdf", ".svg")
 def contact_sheet(config: RunConfig, number: int, out: Path) -> None:
     """Draw scenes of the training distribution with their captions, and below each its autoencoding.
 
+    With buckets, the scenes take turns in being of each.
+
     Raises UserError for a setting that scenes cannot be drawn in, and for an unknown picture format.
     """
     if out.suffix not in _FORMATS:
         raise UserError(f"{out}: is not the name of a picture; it ends in one of {', '.join(_FORMATS)}")
     data, model = config.data, config.model
 
-    @jax.jit
-    def sheet(examples: Int[Array, " n"]) -> tuple[scenes.Scene, Float[Array, "n H W 3"], Float[Array, "n H W 3"]]:
+    @functools.partial(jax.jit, static_argnums=1)
+    def sheet(
+        examples: Int[Array, " n"], size: scenes.Size
+    ) -> tuple[scenes.Scene, Float[Array, "n H W 3"], Float[Array, "n H W 3"]]:
         keys = jax.vmap(lambda example: scenes.example_key(config.seed, scenes.TRAIN, 0, example))(examples)
-        drawn = jax.vmap(lambda key: scenes.draw(key, data))(keys)
-        images = jax.vmap(lambda scene: scenes.render(scene, data))(drawn)
+        drawn = jax.vmap(lambda key: scenes.draw(key, data, size=size))(keys)
+        images = jax.vmap(lambda scene: scenes.render(scene, data, size))(drawn)
         latents = scenes.encode(images, data, model.latent_channels)
         return drawn, images, scenes.decode(latents, data)
 
-    drawn, images, kept = jax.device_get(sheet(jnp.arange(number)))
-    captions = [scenes.caption(jax.tree.map(operator.itemgetter(i), drawn)) for i in range(number)]
-    share = 1 - float(np.mean(np.square(images - kept)) / np.var(images))
+    sizes = data.buckets or ((data.image_size, data.image_size),)
+    images, kept, captions = [np.empty(0)] * number, [np.empty(0)] * number, [""] * number
+    for first, size in enumerate(sizes[:number]):
+        own = range(first, number, len(sizes))
+        drawn, shown, rebuilt = jax.device_get(sheet(jnp.asarray(own), size))
+        for i, example in enumerate(own):
+            images[example], kept[example] = shown[i], rebuilt[i]
+            captions[example] = scenes.caption(jax.tree.map(operator.itemgetter(i), drawn))
+    pixels, lost = (np.concatenate([x.ravel() for x in many]) for many in (images, map(np.subtract, images, kept)))
+    share = 1 - float(np.mean(np.square(lost)) / np.var(pixels))
     _save(_figure(images, kept, captions, share), out)
 
 
-def _figure(images: np.ndarray, kept: np.ndarray, captions: list[str], share: float) -> Figure:
+def _figure(images: list[np.ndarray], kept: list[np.ndarray], captions: list[str], share: float) -> Figure:
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.5 * columns, 3.5 * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
-    gap = np.ones((max(1, images.shape[1] // 24), *images.shape[2:]))
     for panel, image, rebuilt, caption in zip(axes.flat, images, kept, captions, strict=False):
+        gap = np.ones((max(1, len(image) // 24), *image.shape[1:]))
         pair = np.concatenate([image, gap, rebuilt])
         panel.imshow(np.clip((pair + 1) / 2, 0, 1), interpolation="nearest")
         panel.set_title(textwrap.fill(caption, 20), fontsize=7)

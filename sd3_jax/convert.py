@@ -28,6 +28,7 @@ from sd3_jax.evaluation import generate
 from sd3_jax.flops import total_steps
 from sd3_jax.models import convert as names
 from sd3_jax.models import ends, tensors
+from sd3_jax.models.tensors import Stored
 from sd3_jax.training import checkpoint, sharding
 
 CLASS = "SD3Transformer2DModel"
@@ -62,6 +63,25 @@ def to_run(source: Path, target: Path, overlay: Mapping[str, Any]) -> RunConfig:
     Raises UserError for what is no model of this family, names every tensor that does not fit, and writes nothing.
     """
     _check_target(target)
+    found, style, config = open_weights(source, overlay)
+    params = names.from_tensors(lambda name: tensors.read(found[name]), config.model, style)
+
+    def build(folder: Path) -> None:
+        step = total_steps(config)
+        records.open_run(folder, config)
+        checkpoint.save_weights(folder / "checkpoints", step, params)
+        records.finish(folder, {"steps": step, "images": 0, "flops": 0.0, "converted_from": source.resolve().name})
+
+    _whole(target, build)
+    return config
+
+
+def open_weights(source: Path, overlay: Mapping[str, Any]) -> tuple[dict[str, Stored], names.Style, RunConfig]:
+    """The tensors of released weights, where they lie, whose names they have, and a run that would hold them.
+
+    Nothing but headers and positions is read. Positions that the formula gives are left out, unless the run is to
+    store them. Raises UserError for what is no model of this family, naming every tensor that does not fit.
+    """
     if source.is_dir():
         folder = source / "transformer" if (source / "transformer" / "config.json").exists() else source
         found, style, config = _from_folder(folder, overlay)
@@ -80,16 +100,7 @@ def to_run(source: Path, target: Path, overlay: Mapping[str, Any]) -> RunConfig:
     strange = [f"{name} {stored.type}" for name, stored in found.items() if stored.type not in tensors.TYPES]
     if strange:
         raise UserError(f"{source}: not one of the types {', '.join(tensors.TYPES)}: {', '.join(strange)}")
-    params = names.from_tensors(lambda name: tensors.read(found[name]), config.model, style)
-
-    def build(folder: Path) -> None:
-        step = total_steps(config)
-        records.open_run(folder, config)
-        checkpoint.save_weights(folder / "checkpoints", step, params)
-        records.finish(folder, {"steps": step, "images": 0, "flops": 0.0, "converted_from": source.resolve().name})
-
-    _whole(target, build)
-    return config
+    return found, style, config
 
 
 def to_diffusers(
@@ -166,7 +177,7 @@ def model_fields(described: Mapping[str, Any], where: Path) -> dict[str, Any]:
     return {**fields, "qk_norm": described.get("qk_norm") is not None, "dual_attention": dual, "position_table": True}
 
 
-def _from_folder(folder: Path, overlay: Mapping[str, Any]) -> tuple[dict, names.Style, RunConfig]:
+def _from_folder(folder: Path, overlay: Mapping[str, Any]) -> tuple[dict[str, Stored], names.Style, RunConfig]:
     path = folder / "config.json"
     described = _read_json(path)
     if "_class_name" not in described:
@@ -188,7 +199,7 @@ def _from_folder(folder: Path, overlay: Mapping[str, Any]) -> tuple[dict, names.
     return tensors.catalogue(folder), "diffusers", config
 
 
-def _from_file(path: Path, overlay: Mapping[str, Any]) -> tuple[dict, names.Style, RunConfig]:
+def _from_file(path: Path, overlay: Mapping[str, Any]) -> tuple[dict[str, Stored], names.Style, RunConfig]:
     found = tensors.catalogue(path)
     if any(name.startswith(PREFIX) for name in found):
         found = {name.removeprefix(PREFIX): stored for name, stored in found.items() if name.startswith(PREFIX)}

@@ -6,6 +6,7 @@ times, and never recomputation. The last block's unused text queries are counted
 """
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sd3_jax.config import ModelConfig, RunConfig
@@ -125,20 +126,34 @@ def _convolutions(model: ModelConfig) -> list[tuple[int, int, int]]:
     return [*found, (9 * channels[0] * model.latent_channels, model.latent_channels, 4 ** len(channels))]
 
 
-def train_flops(model: ModelConfig) -> int:
-    """Training FLOPs of one image, 3F: the unit of every budget, every axis and MFU."""
-    return 3 * forward_flops(model).total
+def train_flops(model: ModelConfig, image_tokens: int | None = None) -> int:
+    """Training FLOPs of one image, 3F: of the square image, or of one of ``image_tokens``."""
+    return 3 * forward_flops(model, image_tokens).total
 
 
-def exact_train_flops(model: ModelConfig) -> int:
+def exact_train_flops(model: ModelConfig, image_tokens: int | None = None) -> int:
     """3F less what backpropagation skips: gradients with respect to the inputs (0.05 to 0.3 %)."""
-    e, n = model.width, model.image_tokens
+    e, n = model.width, image_tokens or model.image_tokens
     image = model.patch_dim * e * n
     if model.architecture == "uvit":
         kernel, _, pixels = _convolutions(model)[0]
         image = kernel * pixels * n
     rest = model.text_dim * model.text_tokens + model.time_dim + model.pooled_dim
-    return train_flops(model) - 2 * (image + rest * e)
+    return train_flops(model, image_tokens) - 2 * (image + rest * e)
+
+
+def image_flops(config: RunConfig, count: Callable[[ModelConfig, int], int] = train_flops) -> float:
+    """Training FLOPs of a run's mean image: the unit of its budgets, axes and MFU.
+
+    With buckets the mean over them, which is what was spent after every whole cycle of ``len(buckets)`` steps.
+
+    >>> from sd3_jax.config import resolve
+    >>> image_flops(resolve({"steps": 1})) == train_flops(ModelConfig())
+    True
+    """
+    unit = (config.data.downsample * config.model.patch) ** 2
+    costs = [count(config.model, height * width // unit) for height, width in config.data.buckets]
+    return sum(costs) / len(costs) if costs else count(config.model, config.model.image_tokens)
 
 
 def total_steps(config: RunConfig) -> int:
@@ -148,11 +163,12 @@ def total_steps(config: RunConfig) -> int:
     """
     if config.steps is not None:
         return config.steps
+    cost: float
     if config.images is not None:
         steps, given, cost = config.images // config.batch, f"images: {config.images}", config.batch
     else:
         assert config.flops is not None
-        cost = config.batch * train_flops(config.model)
+        cost = config.batch * image_flops(config)
         steps, given = steps_within(config, config.flops), f"flops: {config.flops:g}"
     if steps < 1:
         raise UserError(f"{given} is too small for one step of batch {config.batch}, which takes {cost:.3g}")
@@ -161,7 +177,7 @@ def total_steps(config: RunConfig) -> int:
 
 def steps_within(config: RunConfig, budget: float) -> int:
     """The last step at which a run has spent no more than ``budget`` training FLOPs."""
-    return int(budget // (config.batch * train_flops(config.model)))
+    return int(budget // (config.batch * image_flops(config)))
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -21,12 +21,12 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sd3_jax import config as configs
-from sd3_jax import flops, records
+from sd3_jax import flops, initial, records
 from sd3_jax.config import RunConfig, cooldown_start
 from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.evaluation import validation
 from sd3_jax.training import checkpoint, optimizer, sharding
-from sd3_jax.training.step import compute_dtype, make_draw, make_init, make_model, make_step
+from sd3_jax.training.step import compute_dtype, make_begin, make_draw, make_init, make_model, make_step
 
 
 class Diverged(RunFailed):
@@ -48,7 +48,7 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
     if records.status(run_dir) == "done":
         return records.read_rows(run_dir / "DONE")[0][0]
     (run_dir / "FAILED").unlink(missing_ok=True)
-    image_flops = flops.train_flops(config.model)
+    image_flops = flops.image_flops(config)
     budgets = {budget: flops.steps_within(config, budget) for budget in config.evaluation.budgets}
     budget_steps = frozenset(step for step in budgets.values() if 1 <= step <= steps)
 
@@ -58,16 +58,20 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
     shapes = jax.eval_shape(init, seed)
     shardings = sharding.state_shardings(mesh, shapes)
     source, start = _resume_point(config, run_dir, branch_from, steps)
+    given = initial.find(config) if config.init_from and source is None else None
     if branch_from and source != run_dir and start < cooldown_start(config.optimizer, steps):
         print(f"note: {branch_from} has no checkpoint at the cooldown: {run_dir} starts at {start}", file=sys.stderr)
     if source:
         state = checkpoint.restore(source / "checkpoints", start, shapes, shardings)
+    elif given:
+        params = initial.parameters(given, config.model, mesh)
+        state = jax.jit(make_begin(config, steps), out_shardings=shardings, donate_argnums=0)(params)
     else:
         state = jax.jit(init, out_shardings=shardings)(seed)
     records.cut_after(run_dir, start)
     rows, _ = records.read_rows(run_dir / "metrics.jsonl")
     seconds_before = max((row.get("seconds", 0.0) for row in rows), default=0.0)
-    records.append(run_dir / "lives.jsonl", _life(config, mesh, steps, start))
+    records.append(run_dir / "lives.jsonl", _life(config, mesh, steps, start) | (given.origin if given else {}))
 
     # --- the functions of the loop ----------------------------------------------------------------------------
     draw = make_draw(config, mesh)
@@ -95,7 +99,7 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
     tick = time.monotonic()
     with _progress(run_dir.name, steps, start) as report:
         for step in range(start + 1, steps + 1):
-            state, metrics = train_step(state, draw(seed, jnp.int32(step - 1)))
+            state, metrics = train_step(state, draw(seed, np.int32(step - 1)))
             pending.append(metrics)
             if len(pending) > 1:  # two steps in flight keep the device busy; more would only pile up batches
                 jax.block_until_ready(pending[-2])
@@ -120,7 +124,8 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
                 pending = []
                 if due:
                     labels = {
-                        "phase": optimizer.phase(config.optimizer, step, steps),
+                        # Points that began from weights lie on no law of size and images seen.
+                        "phase": "fine-tune" if config.init_from else optimizer.phase(config.optimizer, step, steps),
                         "budgets": [budget for budget, at in budgets.items() if at == step],
                     }
                     for weights, measured in scores.items():
@@ -175,9 +180,9 @@ def _life(config: RunConfig, mesh: jax.sharding.Mesh, steps: int, start: int) ->
         "resumed_from": start,
         "steps": steps,
         "images": steps * config.batch,
-        "flops": float(steps * config.batch * flops.train_flops(config.model)),
-        "flops_per_image": flops.train_flops(config.model),
-        "flops_per_image_exact": flops.exact_train_flops(config.model),  # without gradients to the inputs
+        "flops": float(steps * config.batch * flops.image_flops(config)),
+        "flops_per_image": flops.image_flops(config),
+        "flops_per_image_exact": flops.image_flops(config, flops.exact_train_flops),  # without gradients to the inputs
         "parameters": flops.parameters(config.model).total,
         "identity": configs.fingerprint(config),
         "device": jax.devices()[0].device_kind,

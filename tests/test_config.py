@@ -118,8 +118,9 @@ def test_identity_ignores_how_and_how_long_but_nothing_else() -> None:
     same = resolve({"steps": 20, "mesh.fsdp": 4, "log_every": 1, "checkpoint_seconds": 1})
     assert configs.fingerprint(config) == configs.fingerprint(same)
     assert configs.difference(same, config) == []
+    started = resolve({"steps": 10, "init_from": "runs/a", "init_weights": "raw", "init_step": 3})
     for spec in dataclasses.fields(RunConfig):
-        assert (spec.name in configs.FREE) != any(key.startswith(spec.name) for key in configs.identity(config))
+        assert (spec.name in configs.FREE) != any(key.startswith(spec.name) for key in configs.identity(started))
     other = resolve({"steps": 10, "optimizer.learning_rate": 2e-4})
     assert configs.difference(other, config) == ["optimizer.learning_rate: 0.0001 -> 0.0002"]
 

@@ -1,5 +1,6 @@
 """Draw pictures with runs, and judge pictures."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ def sample(
         int, typer.Option(min=0, help="0: the frozen list of scenes' prompts; else a fresh one.")
     ] = 0,
     step: Annotated[int | None, typer.Option(help="Of the checkpoint; the newest unless given.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="In pixels, such as 48x80; the run's square unless given."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="RUN/samples/<step and settings> unless given.")
     ] = None,
@@ -62,9 +67,10 @@ def sample(
     else:
         wanted = asked.scene_prompts(config.data, images_per_task, prompt_seed)
     step = generate.steps_saved(run)[-1] if step is None else step
-    out = out or run / "samples" / generate.folder_name(step, sampler, wanted)
+    canvas = generate.check_size(config, _size(size)) if size is not None else None
+    out = out or run / "samples" / generate.folder_name(step, sampler, wanted, canvas)
     with _progress(f"{run.resolve().name}, step {step}", sum(prompt.images for prompt in wanted)) as report:
-        generate.sample(run, step, wanted, sampler, out, batch, report)
+        generate.sample(run, step, wanted, sampler, out, batch, report, size=canvas)
     print(out)
 
 
@@ -253,6 +259,13 @@ def _with_checkpoints(runs: list[Path]) -> list[Path]:
     for run in lacking:
         print(f"note: {run} has no checkpoint, and is left out", file=sys.stderr)
     return [run for run in runs if run not in lacking]
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not sides:
+        raise UserError(f"--size: {text!r} is not a height and a width in pixels, such as 48x80")
+    return int(sides[1]), int(sides[2])
 
 
 def _weights(name: str) -> Any:

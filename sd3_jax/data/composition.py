@@ -27,6 +27,7 @@ MAX_OBJECTS = 4
 _COUNTING, _COLORS, _POSITION, _COLOR_ATTR = range(2, 6)
 _TASKS_OF = {"seen": tuple(range(len(TASKS))), "unseen": (_COLORS, _POSITION, _COLOR_ATTR)}
 Split = Literal["seen", "unseen"]
+Size = tuple[int, int]  # height and width of a picture, in pixels
 
 # sRGB, 0 to 255; every channel leaves room for the default jitter of 12.
 COLOR_RGB = np.array(
@@ -46,7 +47,7 @@ COLOR_RGB = np.array(
 BACKGROUND_RGB = np.array([(125, 125, 125), (135, 118, 145), (95, 128, 120), (100, 118, 148)])
 
 GRID_RADIUS = 0.44  # of a cell: 7 of 8 pixels across
-FREE_RADIUS = (0.11, 0.17)  # of the canvas
+FREE_RADIUS = (0.11, 0.17)  # of the canvas's shorter side
 # Perpendicular over axial offset in a free position scene. Below tan(30 degrees) = 0.577 the other relation's
 # component stays under GenEval's threshold of one half, whatever the sizes.
 _SLOPE = 0.55
@@ -66,16 +67,19 @@ class Scene(NamedTuple):
     shape: Int[Array, "4"]
     color: Int[Array, "4"]
     rgb: Float[Array, "4 3"]  # in [0, 1], with jitter
-    center: Float[Array, "4 2"]  # of the bounding box
+    center: Float[Array, "4 2"]  # of the bounding box; lengths are in units of the canvas's shorter side
     radius: Float[Array, "4"]  # half the side of the square that the shape is inscribed in
 
 
-def draw(key: Key[Array, ""], data: DataConfig, split: Split = "seen", task: int | None = None) -> Scene:
+def draw(
+    key: Key[Array, ""], data: DataConfig, split: Split = "seen", task: int | None = None, size: Size | None = None
+) -> Scene:
     """One scene: a task (uniform, or the one given), what it is about, where things are, and their exact colours.
 
     ``seen`` is the training distribution. ``unseen`` draws only ``colors``, ``position`` and ``color_attr``
     scenes, each with a held-out pair or statement in its caption. Objects of a ``counting`` scene share one
-    colour; colours that no caption mentions are uniform over those that their shape is seen in.
+    colour; colours that no caption mentions are uniform over those that their shape is seen in. ``size``: of the
+    canvas, for layout free; the square of ``image_size`` unless given.
 
     Raises UserError if ``unseen`` is asked for where nothing is held out, or for a task that names nothing.
     """
@@ -103,7 +107,7 @@ def draw(key: Key[Array, ""], data: DataConfig, split: Split = "seen", task: int
     count = jnp.asarray([1, 2, 0, 1, 2, 2])[kind] + (kind == _COUNTING) * (2 + _pick(u[7], MAX_OBJECTS - 1))
     present = jnp.arange(MAX_OBJECTS) < count
     relation = jnp.where(kind == _POSITION, relation, -1)
-    return _placed(kind, relation, _pick(u[8], data.backgrounds), present, shape, color, jitter, where, data)
+    return _placed(kind, relation, _pick(u[8], data.backgrounds), present, shape, color, jitter, where, data, size)
 
 
 def draw_of(
@@ -141,10 +145,13 @@ def _placed(
     jitter: Float[Array, "_"],
     where: Float[Array, "_"],
     data: DataConfig,
+    size: Size | None = None,
 ) -> Scene:
     """The scene of these objects, from the uniform numbers of their exact colours and places."""
-    layout = _grid_layout if data.layout == "grid" else _free_layout
-    center, radius = layout(where, relation, present, data)
+    if data.layout == "grid":
+        center, radius = _grid_layout(where, relation, present, data)
+    else:
+        center, radius = _free_layout(where, relation, present, size or (data.image_size, data.image_size))
     jitter = data.color_jitter * (2 * jitter.reshape(MAX_OBJECTS, 3) - 1)
     rgb = jnp.clip((jnp.asarray(COLOR_RGB, jnp.float32)[color] + jitter) / 255, 0, 1)
     return Scene(task, relation, background, present, shape, color, rgb, center, radius)
@@ -179,46 +186,68 @@ def _related_cells(grid: int) -> np.ndarray:
 
 
 def _free_layout(
-    u: Float[Array, "_"], relation: Int[Array, ""], present: Bool[Array, "4"], data: DataConfig
+    u: Float[Array, "_"], relation: Int[Array, ""], present: Bool[Array, "4"], size: Size
 ) -> tuple[Float[Array, "4 2"], Float[Array, "4"]]:
     """Centres and radii of objects anywhere, apart by construction.
 
-    Slots 0 and 1 share a column, 2 and 3 the next; each object is uniform across its column and pairs are uniform
-    among the arrangements that keep them apart. Then the canvas is turned and mirrored at random, or as the
-    relation demands.
+    Objects stand in columns (:func:`_columns`) or, the canvas turned, in rows; then it is mirrored. All at random, or
+    as the relation demands.
     """
-    margin, gap = 1.5 / data.image_size, max(0.03, 2.5 / data.image_size)  # a pixel stays clear at soft edges
     low, high = FREE_RADIUS
     radius = low + (high - low) * u[:4]
+    turned = jnp.where(relation >= 0, relation < 2, u[14] < 0.5)
+    backwards = jnp.where(relation >= 0, relation % 2 == 1, u[15] < 0.5)
+
+    def columns(height: int, width: int) -> tuple[Float[Array, "4"], Float[Array, "4"]]:
+        across, down = _columns(u, radius, relation, present, height, width)
+        down = jnp.where(backwards, height / min(size) - down, down)
+        return jnp.where(u[16] < 0.5, width / min(size) - across, across), down
+
+    height, width = size
+    across, down = columns(height, width)
+    turned_across, turned_down = columns(width, height)
+    turned_center = jnp.stack([turned_down, turned_across], axis=1)
+    return jnp.where(turned, turned_center, jnp.stack([across, down], axis=1)), radius
+
+
+def _columns(
+    u: Float[Array, "_"],
+    radius: Float[Array, "4"],
+    relation: Int[Array, ""],
+    present: Bool[Array, "4"],
+    height: int,
+    width: int,
+) -> tuple[Float[Array, "4"], Float[Array, "4"]]:
+    """Where objects are across and down a canvas of ``height`` x ``width`` pixels.
+
+    Slots 0 and 1 share a column, 2 and 3 the next; each object is uniform across its column and pairs are uniform
+    among the arrangements that keep them apart; slot 1 of a relation is nearly under slot 0.
+    """
+    shorter = min(height, width)
+    wide, tall = width / shorter, height / shorter
+    margin, gap = 1.5 / shorter, max(0.03, 2.5 / shorter)  # a pixel stays clear at soft edges
     room = jnp.where(present, 2 * radius, 0)
 
     # Columns: a strip for each pair, as wide as its widest object, and what is left over shared at random.
     strip = jnp.maximum(room[0::2], room[1::2])
     two = present[2]
-    cut = jnp.where(two, u[4] * (1 - 2 * margin - gap - strip.sum()), 1 - 2 * margin - strip[0])
+    cut = jnp.where(two, u[4] * (wide - 2 * margin - gap - strip.sum()), wide - 2 * margin - strip[0])
     start = jnp.stack([margin, margin + strip[0] + cut + gap])
-    stop = jnp.stack([margin + strip[0] + cut, 1 - margin])
+    stop = jnp.stack([margin + strip[0] + cut, wide - margin])
     left, right = jnp.repeat(start, 2) + radius, jnp.repeat(stop, 2) - radius
 
     # Down each column: order statistics of the slack are uniform over the arrangements that do not touch.
     both = present[1::2]
-    slack = 1 - 2 * margin - room[0::2] - room[1::2] - gap * both
+    slack = tall - 2 * margin - room[0::2] - room[1::2] - gap * both
     early, late = jnp.minimum(u[5:7], u[7:9]), jnp.maximum(u[5:7], u[7:9])
     upper = margin + radius[0::2] + slack * jnp.where(both, early, u[5:7])
     lower = margin + room[0::2] + gap + radius[1::2] + slack * late
     down = jnp.stack([upper, lower], axis=1).reshape(4)
 
     first = left[0] + u[9] * (right[0] - left[0])
-    reach = jnp.where(relation >= 0, _SLOPE * (lower[0] - upper[0]), 1.0)
+    reach = jnp.where(relation >= 0, _SLOPE * (lower[0] - upper[0]), wide)
     left, right = left.at[1].max(first - reach), right.at[1].min(first + reach)
-    across = (left + u[10:14] * (right - left)).at[0].set(first)
-
-    turned = jnp.where(relation >= 0, relation < 2, u[14] < 0.5)
-    backwards = jnp.where(relation >= 0, relation % 2 == 1, u[15] < 0.5)
-    down = jnp.where(backwards, 1 - down, down)
-    across = jnp.where(u[16] < 0.5, 1 - across, across)
-    center = jnp.where(turned, jnp.stack([down, across], axis=1), jnp.stack([across, down], axis=1))
-    return center, radius
+    return (left + u[10:14] * (right - left)).at[0].set(first), down
 
 
 def held_out_pairs(shapes: int, colors: int, share: float) -> np.ndarray:

@@ -9,23 +9,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sd3_jax.config import DataConfig
-from sd3_jax.data.composition import BACKGROUND_RGB, MAX_OBJECTS, SHAPES, Scene
+from sd3_jax.data.composition import BACKGROUND_RGB, MAX_OBJECTS, SHAPES, Scene, Size
 
 Distance = Callable[[Float[Array, "*s"], Float[Array, "*s"]], Float[Array, "*s"]]
 
 
-def render(scene: Scene, data: DataConfig) -> Float[Array, "H W 3"]:
+def render(scene: Scene, data: DataConfig, size: Size | None = None) -> Float[Array, "H W 3"]:
     """The picture of a scene in [-1, 1]: ``background + coverage * (rgb - background)``.
+
+    ``size``: that of the canvas it was drawn for; the square of ``image_size`` unless given.
 
     The coverage of a pixel falls from 1 to 0 over EDGE pixels of signed distance, half of them outside the outline.
     Bounding boxes are disjoint, so each pixel belongs to the object whose box is nearest and one evaluation of the
     distance is enough.
     """
-    axis = (jnp.arange(data.image_size) + 0.5) / data.image_size
-    x, y = axis[None, :], axis[:, None]
-    square = (data.image_size, data.image_size)
-    one, first = jnp.ones(square), jnp.zeros(square, jnp.int32)
-    nearest: tuple[Array, ...] = (jnp.full(square, jnp.inf), one, one, one, first, first)
+    size = size or (data.image_size, data.image_size)
+    shorter = min(size)
+    y, x = ((jnp.arange(side) + 0.5) / shorter for side in size)
+    x, y = x[None, :], y[:, None]
+    one, first = jnp.ones(size), jnp.zeros(size, jnp.int32)
+    nearest: tuple[Array, ...] = (jnp.full(size, jnp.inf), one, one, one, first, first)
     for slot in range(MAX_OBJECTS):
         right, down = x - scene.center[slot, 0], y - scene.center[slot, 1]
         outside = jnp.maximum(jnp.abs(right), jnp.abs(down)) - scene.radius[slot]
@@ -33,9 +36,9 @@ def render(scene: Scene, data: DataConfig) -> Float[Array, "H W 3"]:
         this: tuple[Any, ...] = (outside, right, down, scene.radius[slot], scene.shape[slot], slot)
         nearest = tuple(jnp.where(closer, new, old) for new, old in zip(this, nearest, strict=True))
     _, dx, dy, radius, shape, owner = nearest
-    covered = jnp.zeros(square)
+    covered = jnp.zeros(size)
     for index, name in enumerate(SHAPES[: data.shapes]):
-        covered = jnp.where(shape == index, coverage(name, dx, dy, radius, data.image_size), covered)
+        covered = jnp.where(shape == index, coverage(name, dx, dy, radius, shorter), covered)
     # Without the barrier XLA computes the distances once for each colour channel.
     covered, owner = jax.lax.optimization_barrier((covered, owner))
     background = jnp.asarray(BACKGROUND_RGB / 255, jnp.float32)[scene.background]
@@ -45,7 +48,7 @@ def render(scene: Scene, data: DataConfig) -> Float[Array, "H W 3"]:
 def coverage(
     name: str, dx: Float[Array, "*s"], dy: Float[Array, "*s"], radius: Float[Array, "*s"] | float, image_size: int
 ) -> Float[Array, "*s"]:
-    """The share of each pixel that a shape covers; offsets from its centre and radius in units of the canvas."""
+    """The share of each pixel that a shape covers; offsets from its centre and radius in units of ``image_size``."""
     distance = DISTANCES[name](dx / radius, -dy / radius)
     return jnp.clip(0.5 - distance * radius * image_size / EDGE, 0, 1)
 

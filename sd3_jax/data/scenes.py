@@ -21,6 +21,7 @@ from sd3_jax.data.composition import (
     SHAPES,
     TASKS,
     Scene,
+    Size,
     Split,
     draw,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "VOCABULARY",
     "Batch",
     "Scene",
+    "Size",
     "Split",
     "batch",
     "caption",
@@ -77,14 +79,16 @@ def example_key(
     return key
 
 
-def batch(keys: Key[Array, "b"], data: DataConfig, model: ModelConfig, dropout: float) -> Batch:
-    """One example of the training distribution for each key.
+def batch(
+    keys: Key[Array, "b"], data: DataConfig, model: ModelConfig, dropout: float, size: Size | None = None
+) -> Batch:
+    """One example of the training distribution for each key, square or of ``size`` in pixels.
 
     Each part of the text embedding is dropped independently with probability ``dropout``; 0 for validation.
     """
     split = jax.vmap(jax.random.split)(keys)
-    scenes = jax.vmap(lambda key: draw(key, data))(split[:, 0])
-    images = jax.vmap(lambda scene: render(scene, data))(scenes)
+    scenes = jax.vmap(lambda key: draw(key, data, size=size))(split[:, 0])
+    images = jax.vmap(lambda scene: render(scene, data, size))(scenes)
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout, (data.text_parts,)))(split[:, 1])
     words = jax.vmap(caption_words)(scenes)
     tokens, pooled = embed_captions(words, dropped, model, data.text_parts, data.text_sequence)

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, UInt8, UInt32
 from PIL import Image
 
 from sd3_jax import records
-from sd3_jax.config import RunConfig, fingerprint, to_dict
+from sd3_jax.config import RunConfig, fingerprint, scene_fields, size_problem
 from sd3_jax.data import scenes
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import prompts as asked
@@ -87,18 +87,27 @@ def steps_saved(run_dir: Path) -> list[int]:
     return found
 
 
-def folder_name(step: int, sampler: Sampler, prompts: Sequence[Prompt]) -> str:
+def folder_name(step: int, sampler: Sampler, prompts: Sequence[Prompt], size: scenes.Size | None = None) -> str:
     """Where a run keeps these pictures, under its ``samples/``."""
-    return f"{step:07d}-{sampler.name}-{asked.fingerprint(prompts)}"
+    of_size = f"-{size[0]}x{size[1]}" if size else ""
+    return f"{step:07d}-{sampler.name}{of_size}-{asked.fingerprint(prompts)}"
 
 
-def make_draw(config: RunConfig, mesh: Mesh, sampler: Sampler) -> Any:
+def check_size(config: RunConfig, size: scenes.Size) -> scenes.Size | None:
+    """``size`` (height, width), or None where it is the run's own square. Raises UserError if it cannot be drawn."""
+    if problem := size_problem(config.model, config.data, *size):
+        raise UserError(f"size: {size[0]}x{size[1]}: {problem}")
+    return None if size == (config.data.image_size, config.data.image_size) else size
+
+
+def make_draw(config: RunConfig, mesh: Mesh, sampler: Sampler, size: scenes.Size | None = None) -> Any:
     """``draw(params, words [b 6], prompt [b], index [b]) -> uint8 pictures [b H W 3]``, jitted, on every process whole.
 
-    ``prompt`` is a number that stands for the prompt's text.
+    ``prompt`` is a number that stands for the prompt's text. ``size``: in pixels; else square, as in validation.
     """
     model, data = make_model(config.model, config.mesh), config.data
-    shape = (config.model.latent_size, config.model.latent_size, config.model.latent_channels)
+    height, width = (side // data.downsample for side in size or (data.image_size, data.image_size))
+    shape = (height, width, config.model.latent_channels)
     grid = samplers.time_grid(sampler.steps, sampler.shift)
 
     def draw(
@@ -141,10 +150,12 @@ def sample(
     batch: int = BATCH,
     report: Report = lambda pictures: None,
     draw: Any = None,
+    size: scenes.Size | None = None,
 ) -> Path:
     """Draw what is not there yet of these prompts' pictures into ``out``, and return it.
 
-    ``draw``: the function of :func:`make_draw`, where several checkpoints of a run share it.
+    ``draw``: the function of :func:`make_draw`, where several checkpoints of a run share it. ``size``: height and
+    width in pixels, as :func:`check_size` gives it.
 
     ``report`` is told of the pictures that are there, then of each batch. Raises UserError for a checkpoint that is
     not there, and where ``out`` holds pictures drawn otherwise.
@@ -153,10 +164,11 @@ def sample(
     saved = steps_saved(run_dir)
     if step not in saved:
         raise UserError(f"{run_dir}: has no checkpoint of step {step}; there are {', '.join(map(str, saved))}")
-    _open(out, _settings(config, step, sampler, prompts), prompts)
+    _open(out, _settings(config, step, sampler, prompts, size), prompts)
     jobs = _missing(out, prompts)
     report(sum(prompt.images for prompt in prompts) - len(jobs))
     if jobs:
+        draw = draw or make_draw(config, sharding.make_mesh(config.mesh, config.batch), sampler, size)
         _draw_jobs(run_dir, config, step, jobs, sampler, out, batch, report, draw)
     if jax.process_index() == 0:
         new = {job.folder for job in jobs}
@@ -178,7 +190,6 @@ def _draw_jobs(
     draw: Any,
 ) -> None:
     mesh = sharding.make_mesh(config.mesh, config.batch)
-    draw = draw or make_draw(config, mesh, sampler)
     params = load_weights(run_dir, config, mesh, step, sampler.weights)
     size = -(-min(batch, len(jobs)) // mesh.size) * mesh.size
     for chunk in (jobs[i : i + size] for i in range(0, len(jobs), size)):
@@ -241,7 +252,9 @@ def read_folder(out: Path) -> Iterator[tuple[int, dict[str, Any], list[Path]]]:
         yield int(folder.name), metadata, images
 
 
-def _settings(config: RunConfig, step: int, sampler: Sampler, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _settings(
+    config: RunConfig, step: int, sampler: Sampler, prompts: Sequence[Prompt], size: scenes.Size | None
+) -> dict[str, Any]:
     return {
         "identity": fingerprint(config),  # of the run, whatever its directory is called
         "step": step,
@@ -249,7 +262,8 @@ def _settings(config: RunConfig, step: int, sampler: Sampler, prompts: Sequence[
         **dataclasses.asdict(sampler),
         "prompts": asked.fingerprint(prompts),
         "images": sum(prompt.images for prompt in prompts),
-        "data": to_dict(config)["data"],
+        "size": list(size) if size else None,  # of the pictures, height and width; None: data.image_size squared
+        "data": scene_fields(config.data),
     }
 
 

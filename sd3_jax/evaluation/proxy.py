@@ -5,7 +5,6 @@ A small net r(image, caption) is fitted to P(first is preferred) = sigmoid(r_fir
 name; its report says what it can tell apart.
 """
 
-import dataclasses
 import hashlib
 import json
 import sys
@@ -27,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sd3_jax import records
-from sd3_jax.config import DataConfig, ModelConfig
+from sd3_jax.config import DataConfig, ModelConfig, scene_fields
 from sd3_jax.data import autoencoder, captions, composition, rendering, scenes
 from sd3_jax.data.scenes import VOCABULARY
 from sd3_jax.errors import UserError
@@ -163,7 +162,7 @@ def fingerprint(data: DataConfig, model: ModelConfig, seed: int, steps: int, bat
     """Of all that the net depends on: the setting, the training, and the code that makes pairs and net."""
     sources = [Path(str(module.__file__)) for module in (autoencoder, captions, composition, rendering, scenes, known)]
     code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*sources, Path(__file__))]
-    facts = [dataclasses.asdict(data), model.latent_channels, seed, steps, batch, code]
+    facts = [scene_fields(data), model.latent_channels, seed, steps, batch, code]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -44,7 +44,7 @@ class CellCost:
     batch: int
     steps: int
     images: int
-    flops: int
+    flops: float
     device_hours: float
     checkpoint_bytes: int  # of one checkpoint
 
@@ -64,7 +64,7 @@ class Plan:
         return sum(cell.images for cell in self.cells)
 
     @property
-    def flops(self) -> int:
+    def flops(self) -> float:
         """Training FLOPs, all cells together."""
         return sum(cell.flops for cell in self.cells)
 
@@ -103,7 +103,7 @@ def _cost(cell: Cell, rate: Speed) -> CellCost:
     parameters = counts.parameters(config.model).total
     steps = counts.total_steps(config) - (branch_step(config) if cell.parent else 0)
     images = steps * config.batch
-    flops = images * counts.train_flops(config.model)
+    flops = images * counts.image_flops(config)
     return CellCost(
         name=cell.name,
         depth=config.model.depth,

@@ -63,6 +63,9 @@ def prepare(cells: Sequence[Cell], runs_dir: Path) -> None:
     """
     for cell in cells:
         records.check_run(runs_dir / cell.name, cell.config)
+        begun = (runs_dir / cell.name / "checkpoints").exists()
+        if cell.config.init_from and not begun and not Path(cell.config.init_from).exists():
+            raise UserError(f"{cell.name}: init_from: {cell.config.init_from}: no such file or directory")
     for cell in cells:
         run_dir = runs_dir / cell.name
         if not is_held(run_dir):
@@ -268,7 +271,7 @@ def _progress(console: Console, cells: Sequence[Cell], runs_dir: Path) -> Iterat
     with Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=600) as bar:
         states = _states(cells, runs_dir)
         total = sum(state.flops_total for state in states)
-        overall = bar.add_task(runs_dir.name, total=total, completed=total - _left(states), now="")
+        overall = bar.add_task(runs_dir.name, total=total, completed=int(total - _left(states)), now="")
         lines: dict[str, TaskID] = {}
         looked = 0.0
 
@@ -311,7 +314,7 @@ def _states(cells: Sequence[Cell], runs_dir: Path) -> list[CellState]:
     return [read_state(cell, runs_dir) for cell in cells]
 
 
-def _left(states: Sequence[CellState]) -> int:
+def _left(states: Sequence[CellState]) -> float:
     return sum(state.flops_left for state in states)
 
 

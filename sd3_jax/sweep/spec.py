@@ -16,6 +16,7 @@ cells to a sweep renames none of those that have run.
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,9 @@ def _text(key: str, value: Any) -> str:
         return next(text for text in texts if float(text) == value).replace("e+", "e")
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else f"_{value}".lower()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return re.sub(r"[^\w.-]+", "_", f"_{value}".lower())  # of a path too
 
 
 def _hint(error: UserError, overlay: Mapping[str, Any]) -> str:

@@ -35,24 +35,24 @@ class CellState:
     why: str = ""  # why it failed, or is not running
 
     @property
-    def flops_total(self) -> int:
+    def flops_total(self) -> float:
         """Training FLOPs that this cell itself pays for: a branch starts where its parent left."""
         first = branch_step(self.cell.config) if self.cell.parent else 0
-        return (self.steps - first) * self.cell.config.batch * counts.train_flops(self.cell.config.model)
+        return (self.steps - first) * self.cell.config.batch * counts.image_flops(self.cell.config)
 
     @property
-    def flops_left(self) -> int:
+    def flops_left(self) -> float:
         """Training FLOPs that are not in the records yet."""
         if self.state == "done":
             return 0
-        left = (self.steps - self.step) * self.cell.config.batch * counts.train_flops(self.cell.config.model)
+        left = (self.steps - self.step) * self.cell.config.batch * counts.image_flops(self.cell.config)
         return min(left, self.flops_total)
 
     @property
     def flops_per_second(self) -> float | None:
         """Training speed at the newest row."""
         rate = self.images_per_second
-        return rate * counts.train_flops(self.cell.config.model) if rate else None
+        return rate * counts.image_flops(self.cell.config) if rate else None
 
 
 def hold(run_dir: Path) -> int | None:

@@ -90,7 +90,10 @@ def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
     """
     path = directory.absolute() / str(step)
     if _holds(path) == {"step", "params"}:
-        raise UserError(f"{path}: holds converted weights alone, and training cannot go on from them")
+        raise UserError(
+            f"{path}: holds converted weights alone, and training cannot go on from them; "
+            "start a run of its own from them, with init_from"
+        )
     with _readable(path), ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore(path, _target(shapes, shardings))
     _check_step(path, int(state.step), step)

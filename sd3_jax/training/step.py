@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from sd3_jax.config import MeshConfig, ModelConfig, RunConfig
 from sd3_jax.data import scenes
+from sd3_jax.data.buckets import bucket_of
 from sd3_jax.flow import objectives, timesteps
 from sd3_jax.models.baselines import CrossDiT, UViT
 from sd3_jax.models.mmdit import MMDiT
@@ -52,13 +53,22 @@ def init_params(model: ModelConfig, key: Key[Array, ""]) -> Any:
 
 def make_init(config: RunConfig, steps: int) -> Any:
     """``init(seed) -> TrainState``; jit it with out_shardings so that no device ever holds it whole."""
-    optim = optimizer.make(config.optimizer, config.model.width, steps)
+    begin = make_begin(config, steps)
 
     def init(seed: UInt32[Array, ""]) -> TrainState:
-        params = init_params(config.model, jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), INIT))
-        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optim.init(params))
+        return begin(init_params(config.model, jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), INIT)))
 
     return init
+
+
+def make_begin(config: RunConfig, steps: int) -> Any:
+    """``begin(params) -> TrainState``: step 0 with these parameters, an average that equals them, a fresh optimizer."""
+    optim = optimizer.make(config.optimizer, config.model.width, steps)
+
+    def begin(params: Any) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optim.init(params))
+
+    return begin
 
 
 class Examples(NamedTuple):
@@ -72,18 +82,23 @@ class Examples(NamedTuple):
 def make_draw(config: RunConfig, mesh: Mesh) -> Any:
     """``draw(seed, step) -> Examples``, jitted apart from the step: it is the same program for every model size.
 
-    Each example has its own key, so that mesh and host count cannot change it.
+    Each example has its own key, so that mesh and host count cannot change it. With buckets one program for each, and
+    ``step`` is best a number of the host, which chooses among them.
     """
 
-    def draw(seed: UInt32[Array, ""], step: Int[Array, ""]) -> Examples:
+    def draw(seed: UInt32[Array, ""], step: Int[Array, ""], size: scenes.Size | None = None) -> Examples:
         key = jax.vmap(lambda i: scenes.example_key(seed, scenes.TRAIN, step, i))(jnp.arange(config.batch))
         key = jax.lax.with_sharding_constraint(key, sharding.batch_sharding(mesh))
         data_key, eps_key, t_key = jnp.unstack(jax.vmap(lambda k: jax.random.split(k, 3))(key), axis=1)
-        batch = scenes.batch(data_key, config.data, config.model, config.data.text_dropout)
+        batch = scenes.batch(data_key, config.data, config.model, config.data.text_dropout, size)
         eps = jax.vmap(lambda k: jax.random.normal(k, batch.x0.shape[1:]))(eps_key)
         return Examples(batch, eps, jax.vmap(lambda k: timesteps.sample(k, config.flow))(t_key))
 
-    return jax.jit(draw, out_shardings=sharding.batch_sharding(mesh))
+    whole = jax.jit(draw, out_shardings=sharding.batch_sharding(mesh), static_argnums=2)
+    buckets = config.data.buckets
+    if not buckets:
+        return whole
+    return lambda seed, step: whole(seed, step, buckets[bucket_of(config.seed, int(step), len(buckets))])
 
 
 def make_step(config: RunConfig, steps: int) -> Any:
