@@ -77,13 +77,13 @@ class ModelConfig:
     def level_channels(self) -> tuple[int, ...]:
         """Of uvit: channels of its convolutions, from the latent's resolution down to the one above the transformer.
 
-        They halve as the resolution doubles, so that each level takes about the same FLOPs.
+        They halve as the resolution doubles, so that a block takes the same FLOPs on every level.
 
         >>> ModelConfig(depth=4, patch=4).level_channels
-        (32, 64)
+        (64, 128)
         """
         levels = self.patch.bit_length() - 1
-        return tuple(self.width // 2 ** (levels + 1 - level) for level in range(levels))
+        return tuple(self.width // 2 ** (levels - level) for level in range(levels))
 
     @property
     def side(self) -> int:
@@ -479,11 +479,11 @@ def _check(config: RunConfig) -> None:
             "whose weights are the third of model.weight_sets 3"
         )
     if model.architecture == "uvit" and (
-        model.patch < 2 or model.patch & (model.patch - 1) or model.width % (2 * model.patch)
+        model.patch < 2 or model.patch & (model.patch - 1) or model.width % model.patch
     ):
         raise UserError(
             f"model.patch: a uvit halves the resolution down to a patch: {model.patch} is not 2, 4, 8, ..., "
-            f"or the width {model.width} = head_dim * depth is not a multiple of {2 * model.patch}"
+            f"or the width {model.width} = head_dim * depth is not a multiple of {model.patch}"
         )
     if model.dual_attention and (model.architecture != "mmdit" or model.weight_sets == 1):
         raise UserError("model.dual_attention: image tokens that attend apart need weights of their own: mmdit, 2 sets")
