@@ -8,7 +8,8 @@ MM-DiT; a third set of weights gains little.
 Not given there, and chosen here: depth 15 for MM-DiT, the others' depths such that an image costs as many FLOPs within
 4 %, and one budget in FLOPs for all (``sweeps/figure4.yaml``: 200,000 steps of MM-DiT). The paper's images, CC12M,
 come through another door: captioned scenes stand in for them, with text as the paper's sequence, CLIP's 77 tokens and
-then T5's, so that a third set of weights has something to be for.
+then T5's, so that a third set of weights has something to be for. Never run at this scale; ``sweeps/figure4_cpu.yaml``
+is the comparison in miniature.
 """
 
 import ml_collections
