@@ -7,3 +7,11 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """A run that was asked for properly and came to nothing, said in one line. Exit status 1."""
+
+
+class LeaseLost(Exception):
+    """Another process has the run now: this one writes nothing more. Exit status 75 (EX_TEMPFAIL)."""
+
+
+class Stopped(Exception):
+    """A run that was told to stop, and has saved what it had: the same command goes on. Exit status 42."""

@@ -30,9 +30,14 @@ from sd3_jax.errors import UserError
 from sd3_jax.flops import total_steps
 
 Status = Literal["waiting", "started", "done", "failed"]
+Check = Callable[[], None]  # raises if this process may write no more: it has lost its lease
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def _free() -> None:
+    """Nobody else can have the run."""
+
+
+def write_atomic(path: Path, content: str | bytes, check: Check = _free) -> None:
     """Replace ``path`` by ``content`` so that a reader, or a crash, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -41,15 +46,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        check()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
+def append(path: Path, row: Mapping[str, Any], check: Check = _free) -> None:
     """Add one row. Numbers that JSON lacks (nan, inf) become null."""
     line = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
     with open(path, "ab+") as file:
+        check()  # after opening: a successor replaces the file (cut_after), and what we still write goes to the old one
         if file.tell():  # a crash may have left half a line: start on a fresh one
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else "\n" + line
@@ -167,12 +174,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def cut_after(run_dir: Path, step: int) -> None:
+def cut_after(run_dir: Path, step: int, check: Check = _free) -> None:
     """Drop the rows and pictures past ``step``, which a resumed run will make anew: a run never holds two histories."""
     for name in ("metrics.jsonl", "evals.jsonl"):
         path = run_dir / name
         if path.exists():
             with _locked(path):
+                check()
                 write_rows(path, (row for row in read_rows(path)[0] if _is_within(row, step)))
     for folder in (run_dir / "samples").glob("[0-9]*-*"):
         if int(folder.name.partition("-")[0]) > step:
@@ -183,15 +191,16 @@ def _is_within(row: Mapping[str, Any], step: int) -> bool:
     return isinstance(row.get("step"), int) and row["step"] <= step
 
 
-def finish(run_dir: Path, summary: Mapping[str, Any]) -> None:
+def finish(run_dir: Path, summary: Mapping[str, Any], check: Check = _free) -> None:
     """Mark the run as done."""
+    check()
     (run_dir / "FAILED").unlink(missing_ok=True)
-    write_atomic(run_dir / "DONE", json.dumps(dict(summary)) + "\n")
+    write_atomic(run_dir / "DONE", json.dumps(dict(summary)) + "\n", check)
 
 
-def fail(run_dir: Path, why: str) -> None:
+def fail(run_dir: Path, why: str, check: Check = _free) -> None:
     """Mark the run as failed, saying why in one line."""
-    write_atomic(run_dir / "FAILED", " ".join(why.split()) + "\n")
+    write_atomic(run_dir / "FAILED", " ".join(why.split()) + "\n", check)
 
 
 def status(run_dir: Path) -> Status:

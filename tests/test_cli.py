@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sd3_jax
-from sd3_jax import cli, experiments, platform, records
+from sd3_jax import cli, experiments, lease, platform, records
 from sd3_jax.config import resolve
 from sd3_jax.sweep import run as runner
 from sd3_jax.sweep import spec, status
@@ -300,13 +300,16 @@ def test_ctrl_c_is_130(sd3, monkeypatch):
     assert sd3("sweep", "run", "lr_check_cpu")[0] == 130
 
 
-def test_train_refuses_a_run_that_another_process_holds(sd3, tmp_path):
+def test_train_refuses_a_run_that_another_process_holds(sd3, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.6)
     config = resolve(experiments.load_experiment("scenes_cpu"))
     records.open_run(tmp_path / "r", config)
-    handle = status.hold(tmp_path / "r")
-    assert handle is not None
-    assert_one_line(*sd3("train", "scenes_cpu", "--run", "r"), "r: another process is running this run")
-    os.close(handle)
+    own = lease.claim(tmp_path / "r", lease.Watch())
+    with lease.held(own):
+        status, _, errors = sd3("train", "scenes_cpu", "--run", "r")
+    assert status == 75
+    assert f"process {os.getpid()} of " in errors
+    assert "is running this run" in errors
 
 
 # --- experiments and the platform -----------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from sd3_jax import config as configs
-from sd3_jax import platform, records
+from sd3_jax import lease, platform, records
 from sd3_jax.errors import UserError
+from sd3_jax.lease import Watch
 from sd3_jax.sweep import run as runner
 from sd3_jax.sweep import spec, status
 from sd3_jax.training.optimizer import cooldown_start
@@ -34,9 +35,13 @@ EXPERIMENT = textwrap.dedent(
 TRAINER = textwrap.dedent(
     """\
     import json, os, signal, sys, time
+    from contextlib import ExitStack
     from pathlib import Path
+    from sd3_jax import lease
 
     run_dir, control, parent = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    holding = ExitStack()
+    holding.enter_context(lease.held(lease.adopt(run_dir, int(os.environ["SD3_JAX_LEASE"]))))
     order = lambda word: (control / f"{word}-{run_dir.name}").exists()
     with open(control / "starts", "a") as file:
         file.write(json.dumps({"cell": run_dir.name, "parent": parent, "cpus": os.environ.get("SD3_JAX_CPUS")}) + "\\n")
@@ -60,6 +65,7 @@ TRAINER = textwrap.dedent(
         file.write(json.dumps(row | {"split": "validation", "weights": "raw", "loss": 0.3}) + "\\n")
         file.write(json.dumps(row | {"split": "validation", "weights": "ema", "loss": 0.25}) + "\\n")
     (run_dir / "DONE").write_text("{}\\n")
+    holding.close()
     """
 )
 
@@ -69,6 +75,7 @@ DRIVER = textwrap.dedent(
     import sys
     from pathlib import Path
     from rich.console import Console
+    from sd3_jax.errors import Stopped
     from sd3_jax.sweep import run as runner, spec
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started to ignore it
@@ -78,6 +85,8 @@ DRIVER = textwrap.dedent(
         states = runner.run(spec.load(Path(yaml)), Path(runs), Console(stderr=True), int(workers), command)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Stopped:
+        sys.exit(42)
     sys.exit(any(state.state != "done" for state in states))
     """
 )
@@ -329,12 +338,12 @@ def test_a_cell_that_another_runner_has_just_finished_is_not_started(bench):
     runner.prepare([cell], bench.runs)
     run_dir = bench.runs / cell.name
     records.finish(run_dir, {})
-    assert runner._start(cell, bench.runs, {}, bench.command(run_dir, None), 0) is None
+    assert runner._start(cell, bench.runs, {}, bench.command(run_dir, None), 0, Watch()) is None
     assert bench.started() == []
-    assert not status.is_held(run_dir)
+    assert not Watch().is_alive(run_dir)
 
 
-def test_cells_outlive_a_killed_runner_under_their_lock(bench):
+def test_cells_outlive_a_killed_runner_under_their_lease(bench):
     bench.sweep("cells: [{model.depth: 2, seed: [0, 1]}]")
     bench.order("hang-d02-s0", "hang-d02-s1")
     first = bench.driver(workers=1)
@@ -351,29 +360,62 @@ def test_cells_outlive_a_killed_runner_under_their_lock(bench):
     assert sorted(bench.started()) == ["d02-s0", "d02-s1"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_stops_its_cells_and_resumes(bench, number):
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 42)])
+def test_an_interrupted_sweep_stops_its_cells_and_resumes(bench, number, code):
     bench.order("hang-d04-s0")
     process = bench.driver(workers=1)
     wait_for(lambda: bench.started() == ["d04-s0"])
     process.send_signal(number)
     process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert bench.states() == {"d02-s0": "waiting", "d03-s0": "waiting", "d04-s0": "interrupted"}
     release(bench)
     assert {state.state for state in bench.run().values()} == {"done"}
 
 
-def test_a_run_has_one_holder_at_a_time(tmp_path):
-    first = status.hold(tmp_path)
-    assert first is not None
-    assert status.hold(tmp_path) is None
-    assert status.is_held(tmp_path)
-    os.close(first)
-    assert not status.is_held(tmp_path)
-    second = status.hold(tmp_path)
-    assert second is not None
-    os.close(second)
+def test_parts_of_a_sweep_are_all_of_it_once_with_branches_beside_their_cell(bench):
+    entries = ["{model.depth: [2, 3, 4, 5], seed: 0}", "{model.depth: [2, 5], seed: 0, optimizer.cooldown: 0.2}"]
+    cells = bench.sweep(f"cells: [{', '.join(entries)}]")
+    for count in (1, 2, 3, 7):
+        parts = [runner.share(cells, f"{i + 1}/{count}") for i in range(count)]
+        assert sorted(cell.name for part in parts for cell in part) == sorted(names(cells))
+        for part in parts:
+            assert {cell.parent for cell in part} - {None} <= {cell.name for cell in part}
+    for wrong in ("0/2", "3/2", "1", "1/0", "a/b", "-1/2"):
+        with pytest.raises(UserError, match="is not a part"):
+            runner.share(cells, wrong)
+
+
+def test_a_cell_that_was_taken_over_is_not_failed_and_is_waited_for(bench):
+    """The child of a worker that was taken for dead ends with an error: the cell is another worker's now."""
+    (cell,) = bench.sweep("cells: [{model.depth: 2}]")
+    bench.order("hang-d02-s0")
+    process = bench.driver(workers=1)
+    wait_for(lambda: bench.started() == ["d02-s0"])
+    run_dir = bench.runs / cell.name
+    other = {**lease.newest(run_dir), "pid": os.getpid(), "born": lease._born(os.getpid())}
+    (run_dir / lease.FOLDER / "000002").write_text(json.dumps(other))
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    time.sleep(1.0)
+    assert process.poll() is None
+    assert records.status(run_dir) == "started"
+    records.finish(run_dir, {})
+    lease.give_up(lease.Lease(run_dir, 2))
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert bench.started() == ["d02-s0"]
+
+
+def test_a_silent_holder_is_stalled(bench, monkeypatch):
+    (cell,) = bench.sweep("cells: [{model.depth: 2}]")
+    runner.prepare([cell], bench.runs)
+    own = lease.claim(bench.runs / cell.name, Watch())
+    assert bench.states() == {cell.name: "running"}
+    os.utime(own.path, (time.time() - 1000, time.time() - 1000))
+    state = status.read_state(cell, bench.runs)
+    assert state.state == "stalled"
+    assert "has been silent for 1000 s" in state.why
 
 
 def test_workers_by_default_one_per_core_on_cpu_and_one_on_an_accelerator(monkeypatch):
@@ -394,10 +436,10 @@ def test_time_left_is_flops_over_the_speed_of_what_runs(bench):
     records.append(run_dir / "lives.jsonl", {})
     records.append(run_dir / "metrics.jsonl", {"split": "train", "step": 40, "loss": 1.0, "images_per_second": 64.0})
     assert bench.states() == {"d02-s0": "interrupted", "d02-s1": "waiting"}
-    handle = status.hold(run_dir)
-    assert handle is not None
+    own = lease.claim(run_dir, Watch())
+    assert own is not None
     states = [status.read_state(cell, bench.runs) for cell in cells]
-    os.close(handle)
+    lease.give_up(own)
     assert [state.state for state in states] == ["running", "waiting"]
     assert status.seconds_left(states[:1]) == pytest.approx(60 * 256 / 64)
     assert status.seconds_left(states) == pytest.approx(160 * 256 / 64)

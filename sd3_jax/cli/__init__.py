@@ -11,7 +11,7 @@ import typer
 
 import sd3_jax
 from sd3_jax.cli import converting, pictures, reading, sweeps, training
-from sd3_jax.errors import RunFailed, UserError
+from sd3_jax.errors import LeaseLost, RunFailed, Stopped, UserError
 
 app = typer.Typer(
     help="Scaling laws of text-to-image rectified-flow transformers: plan, run, read and extrapolate sweeps.",
@@ -38,13 +38,21 @@ app.add_typer(sweeps.app, name="sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    """Run the command line and exit.
+
+    0 done, 1 a run failed, 2 bad input, 42 told to stop (the same command goes on), 75 another process has the run,
+    130 interrupted.
+    """
     try:
         app(args=None if arguments is None else list(arguments), prog_name="sd3-jax")
     except UserError as error:
         _die(str(error))
     except RunFailed as error:
         _die(str(error), status=1)
+    except Stopped as error:
+        _die(str(error), status=42)
+    except LeaseLost as error:
+        _die(str(error), status=75)
     except OSError as error:
         _die(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     except KeyboardInterrupt:

@@ -1,17 +1,20 @@
 """Plan, run and follow a sweep."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.text import Text
 
 from sd3_jax import records, terminal
 from sd3_jax.cli.options import JsonOption, RunsOption, SweepArgument, WorkersOption
 from sd3_jax.experiments import find_sweep
 
+WATCH_SECONDS = 2.0  # between two looks at a sweep
 app = typer.Typer(help="Plan, run and follow a sweep: many runs from one YAML file.", no_args_is_help=True)
 
 
@@ -41,15 +44,27 @@ def plan(
 
 
 @app.command("run")
-def run(file: SweepArgument, runs: RunsOption = None, workers: WorkersOption = None) -> None:
+def run(
+    file: SweepArgument,
+    runs: RunsOption = None,
+    workers: WorkersOption = None,
+    cells: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only the I-th of N parts, where workers share no file system."),
+    ] = None,
+) -> None:
     """Run every cell that is not done: interrupted cells resume, failed ones are listed and left.
+
+    Any number of these commands may share a sweep. Exit status: 0 all cells are done, 1 some are not, 42 stopped by
+    SIGTERM, to be started again.
 
     Example: sd3-jax sweep run figure8_cpu
     """
     from sd3_jax.sweep import run as runner
 
-    path, cells = _load_sweep(file)
-    _finish_sweep(runner.run(cells, _runs_dir(path, runs), Console(stderr=True), workers), path)
+    path, every = _load_sweep(file)
+    chosen = every if cells is None else runner.share(every, cells)
+    _finish_sweep(runner.run(chosen, _runs_dir(path, runs), Console(stderr=True), workers), path)
 
 
 @app.command("retry")
@@ -69,8 +84,13 @@ def retry(file: SweepArgument, runs: RunsOption = None, workers: WorkersOption =
 
 
 @app.command("status")
-def status(file: SweepArgument, runs: RunsOption = None, json_file: JsonOption = None) -> None:
-    """Show where every cell stands: waiting, running, interrupted, done or failed.
+def status(
+    file: SweepArgument,
+    runs: RunsOption = None,
+    json_file: JsonOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every few seconds, until no cell runs.")] = False,
+) -> None:
+    """Show where every cell stands: waiting, running, stalled (its holder is silent), interrupted, done or failed.
 
     Example: sd3-jax sweep status figure8_cpu
     """
@@ -80,8 +100,20 @@ def status(file: SweepArgument, runs: RunsOption = None, json_file: JsonOption =
     runs_dir = _runs_dir(path, runs)
     for cell in cells:
         records.check_run(runs_dir / cell.name, cell.config)
-    states = [status.read_state(cell, runs_dir) for cell in cells]
-    table = status.table(states, f"{runs_dir}: {status.summary(states)}")
+
+    def look() -> tuple[list[Any], Any]:
+        states = [status.read_state(cell, runs_dir) for cell in cells]
+        return states, status.table(states, f"{runs_dir}: {status.summary(states)}")
+
+    states, table = look()
+    if watch:
+        with Live(table, console=Console(), auto_refresh=False) as live:
+            while any(state.state in ("running", "stalled") for state in states):
+                time.sleep(WATCH_SECONDS)
+                states, table = look()
+                live.update(table, refresh=True)
+        if json_file is None:
+            return
     terminal.show(table, status.to_json(states), json_file)
 
 

@@ -2,17 +2,20 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sd3_jax import config as configs
-from sd3_jax import platform, records
+from sd3_jax import lease, platform, records
 from sd3_jax.cli.options import ExperimentArgument, SetOption
-from sd3_jax.errors import UserError
+from sd3_jax.errors import LeaseLost, UserError
 from sd3_jax.experiments import load_experiment
 from sd3_jax.flops import total_steps
+from sd3_jax.lease import Lease
 
 
 def train(
@@ -29,25 +32,47 @@ def train(
     Example: sd3-jax train scenes_cpu --run runs/d4 --set model.depth=4 --set steps=500
     """
     config = configs.resolve(load_experiment(experiment), configs.parse_assignments(set_ or []))
-    platform.prepare()
-    from sd3_jax.sweep.status import hold
-    from sd3_jax.train import train as run_training
-
     is_new = not run.exists()
-    if os.environ.get("SD3_JAX_LOCKED") != str(run.resolve()):  # a sweep holds the lock of the cells it starts
-        total_steps(config)
-        records.check_run(run, config)
-        run.mkdir(parents=True, exist_ok=True)
-        if hold(run) is None:
-            raise UserError(f"{run}: another process is running this run")
-    try:
-        summary = run_training(config, run, branch_from)
-    except UserError:
-        if is_new and records.status(run) == "waiting":  # it was refused before it began: leave nothing behind
-            shutil.rmtree(run)
-        raise
+    total_steps(config)
+    records.check_run(run, config)
+    platform.prepare()
+    import jax
+
+    from sd3_jax.train import train as run_training
+    from sd3_jax.training import group
+
+    group.start()
+    with _lease(run) if jax.process_index() == 0 else nullcontext() as own:  # one process writes for the group
+        try:
+            summary = run_training(config, run, branch_from, own)
+        except Exception as error:
+            if own:
+                own.check()  # whatever it was: a process that has lost its run says just that
+                if isinstance(error, UserError) and is_new and records.status(run) == "waiting":
+                    shutil.rmtree(run)  # it was refused before it began: leave nothing behind
+            raise
+    if own is None:
+        return
     loss = summary.get("loss_ema")
     print(f"{run}: {summary['steps']:,} steps" + ("" if loss is None else f", EMA validation loss {loss:.4f}"))
+
+
+@contextmanager
+def _lease(run: Path) -> Iterator[Lease]:
+    """This process's claim on the run: the one that a sweep has made for it, or its own.
+
+    Raises LeaseLost if another process holds the run.
+    """
+    number = os.environ.pop("SD3_JAX_LEASE", None)
+    if number is not None:
+        own = lease.adopt(run, int(number))
+    else:
+        found = lease.claim_patiently(run)
+        if found is None:
+            raise LeaseLost(f"{run}: {lease.holder(run)} is running this run")
+        own = found
+    with lease.held(own):
+        yield own
 
 
 def scenes(

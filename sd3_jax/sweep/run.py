@@ -1,8 +1,9 @@
 """Running a sweep: one process per cell, as many at once as there are workers, until every cell is settled.
 
 A cell is settled by its run directory alone: done cells are skipped, interrupted ones resume, failed ones are
-listed and left. Whoever runs a cell holds the lock of its directory, so that any number of ``sweep run`` commands
-may share a sweep; each waits for the cells that another one runs.
+listed and left. Whoever runs a cell holds its lease (:mod:`sd3_jax.lease`), so that any number of ``sweep run``
+commands, on any machines that share the directory, may share a sweep; each waits for the cells that another one runs,
+and takes over those whose holder has died.
 """
 
 import glob
@@ -20,14 +21,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from sd3_jax import platform, records
-from sd3_jax.errors import UserError
+from sd3_jax import lease, platform, records
+from sd3_jax.errors import LeaseLost, Stopped, UserError
+from sd3_jax.lease import Lease, Watch
 from sd3_jax.sweep.plan import plan, speed
 from sd3_jax.sweep.spec import Cell
-from sd3_jax.sweep.status import CellState, hold, is_held, read_state
+from sd3_jax.sweep.status import CellState, read_state
 
+EXIT_STOPPED = 42  # of a process that was told to stop and can go on; launchers start such a one again
 Command = Callable[[Path, Path | None], list[str]]  # (run directory, parent's directory) -> argv
-_GRACE_SECONDS = 15.0  # between asking a cell to stop and stopping it
+_GRACE_SECONDS = 120.0  # between asking a cell to stop, which saves a checkpoint, and stopping it
 
 
 @dataclass
@@ -36,6 +39,7 @@ class _Child:
 
     cell: Cell
     process: subprocess.Popen
+    claim: Lease
     slot: int
     began: float
     log_start: int  # where in log.txt this life begins
@@ -48,6 +52,7 @@ class _Book:
     running: dict[str, _Child] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     why: dict[str, str] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
 
 
 def train_command(run_dir: Path, parent: Path | None) -> list[str]:
@@ -68,7 +73,7 @@ def prepare(cells: Sequence[Cell], runs_dir: Path) -> None:
             raise UserError(f"{cell.name}: init_from: {cell.config.init_from}: no such file or directory")
     for cell in cells:
         run_dir = runs_dir / cell.name
-        if not is_held(run_dir):
+        if not Watch().is_alive(run_dir):
             records.open_run(run_dir, cell.config)
         elif records.load_config(run_dir) != cell.config:
             raise UserError(f"{run_dir}: is running now, with another length or mesh: wait for it, or stop it")
@@ -81,9 +86,9 @@ def run(
     workers: int | None = None,
     command: Command = train_command,
 ) -> list[CellState]:
-    """Bring every cell to its end and return the states. KeyboardInterrupt stops the cells, to be resumed later.
+    """Bring every cell to its end and return the states. An interruption stops the cells, to be resumed later.
 
-    Raises UserError, before anything runs, if a run directory holds something else.
+    Raises UserError, before anything runs, if a run directory holds something else, and Stopped at SIGTERM.
     """
     prepare(cells, runs_dir)
     # As many workers for the last cell as for all: with other cores a resumed run would differ in its last digits.
@@ -122,6 +127,20 @@ def default_workers(cells: int, environ: Mapping[str, str] = os.environ) -> int:
     return 1 if platform.has_accelerator(dict(environ)) else max(1, min(len(platform.cores()), cells))
 
 
+def share(cells: Sequence[Cell], part: str) -> list[Cell]:
+    """The cells of part ``I/N``, I = 1 .. N: where workers share no file system, each runs its own part.
+
+    Dealt by cost, a cell with its branches as one, so that parts cost about the same. Raises UserError for no part.
+    """
+    numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", part)
+    own, count = map(int, numbers.groups()) if numbers else (0, 0)
+    if not 1 <= own <= count:
+        raise UserError(f"--cells: {part!r} is not a part such as 1/4, 2/4, 3/4 or 4/4")
+    families = [cell.name for cell in _by_priority(cells) if not cell.parent]
+    mine = set(families[own - 1 :: count])
+    return [cell for cell in cells if (cell.parent or cell.name) in mine]
+
+
 def _advance(
     cells: Sequence[Cell], runs_dir: Path, slots: list[dict[str, str]], command: Command, book: _Book, console: Console
 ) -> bool:
@@ -140,15 +159,15 @@ def _advance(
         parent = runs_dir / cell.parent if cell.parent else None
         if parent and records.status(parent) != "done":
             over = cell.parent not in book.running and (cell.parent in book.tried or cell.parent not in names)
-            lost = records.status(parent) == "failed" or (over and not is_held(parent))
+            lost = records.status(parent) == "failed" or (over and not book.watch.is_alive(parent))
             waiting |= not lost
             if lost:
                 book.why[cell.name] = f"its parent {cell.parent} did not finish"
             continue
         waiting = True
-        if not free or is_held(runs_dir / cell.name):
+        if not free:
             continue
-        started = _start(cell, runs_dir, slots[free[0]], command(runs_dir / cell.name, parent), free[0])
+        started = _start(cell, runs_dir, slots[free[0]], command(runs_dir / cell.name, parent), free[0], book.watch)
         if started:
             free.pop(0)
             book.tried.add(cell.name)
@@ -156,14 +175,17 @@ def _advance(
     return waiting
 
 
-def _start(cell: Cell, runs_dir: Path, environ: dict[str, str], argv: list[str], slot: int) -> _Child | None:
-    """Start a cell in a process group of its own, under its lock; None if another process was faster."""
+def _start(
+    cell: Cell, runs_dir: Path, environ: dict[str, str], argv: list[str], slot: int, watch: Watch
+) -> _Child | None:
+    """Start a cell in a process group of its own, which adopts the claim made here; None if another process has it."""
     run_dir = runs_dir / cell.name
-    lock = hold(run_dir)
-    if lock is None:
+    claim = lease.claim(run_dir, watch)
+    if claim is None:
         return None
     try:
         if records.status(run_dir) in ("done", "failed"):  # by another process, since we looked
+            lease.give_up(claim)
             return None
         with open(run_dir / "log.txt", "ab") as log:
             log_start = log.tell()
@@ -172,29 +194,35 @@ def _start(cell: Cell, runs_dir: Path, environ: dict[str, str], argv: list[str],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environ, "SD3_JAX_LOCKED": str(run_dir.resolve())},
-                pass_fds=[lock],  # the lock lives as long as the cell, even if this process is killed
+                env={**os.environ, **environ, "SD3_JAX_LEASE": str(claim.number)},
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the cells
             )
-    finally:
-        os.close(lock)
-    return _Child(cell, process, slot, time.monotonic(), log_start)
+    except OSError:
+        lease.give_up(claim)
+        raise
+    return _Child(cell, process, claim, slot, time.monotonic(), log_start)
 
 
 def _settle(child: _Child, runs_dir: Path, book: _Book) -> None:
     """Say why a cell that ended is not done. A cell that was killed may resume; one that gave up has failed."""
     run_dir, code = runs_dir / child.cell.name, child.process.returncode
-    if records.status(run_dir) in ("done", "failed"):
+    try:
+        child.claim.check()
+    except LeaseLost:
+        book.why[child.cell.name] = "taken over by another worker"
+        book.tried.discard(child.cell.name)  # to be waited for, and run if that worker dies too
         return
-    if code < 0:
-        book.why[child.cell.name] = f"killed by {signal.Signals(-code).name}"
-    elif code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        book.why[child.cell.name] = "stopped"
-    else:
-        why = _reason(run_dir / "log.txt", child.log_start) or f"exit status {code}"
-        book.why[child.cell.name] = why
-        with suppress(OSError):  # the reason may be a full disk; the table still says it
-            records.fail(run_dir, why)
+    if records.status(run_dir) not in ("done", "failed"):
+        if code < 0:
+            book.why[child.cell.name] = f"killed by {signal.Signals(-code).name}"
+        elif code in (EXIT_STOPPED, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+            book.why[child.cell.name] = "stopped"
+        else:
+            why = _reason(run_dir / "log.txt", child.log_start) or f"exit status {code}"
+            book.why[child.cell.name] = why
+            with suppress(OSError, LeaseLost):  # the reason may be a full disk; the table still says it
+                records.fail(run_dir, why, child.claim.check)
+    lease.give_up(child.claim)
 
 
 def _stop(book: _Book) -> None:
@@ -245,10 +273,13 @@ def _shares(items: list[str], workers: int) -> list[str]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, unless the process was started to ignore them."""
+    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, unless the process was started to ignore them.
+
+    Raises Stopped then: what a launcher stopped, it is to start again.
+    """
 
     def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        raise Stopped(f"stopped by {signal.Signals(signum).name}; the same command goes on")
 
     previous = {}
     for number in (signal.SIGTERM, signal.SIGHUP):

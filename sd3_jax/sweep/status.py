@@ -1,9 +1,7 @@
-"""Where each cell of a sweep stands, read from its run directory alone; and the lock that says who runs it."""
+"""Where each cell of a sweep stands, read from its run directory alone."""
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,19 @@ from typing import Any, Literal
 from rich.table import Table
 
 from sd3_jax import flops as counts
-from sd3_jax import records
+from sd3_jax import lease, records
 from sd3_jax.errors import UserError
 from sd3_jax.sweep.spec import Cell, branch_step
 
-State = Literal["waiting", "running", "interrupted", "done", "failed"]
-_STYLES = {"done": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "waiting": ""}
+State = Literal["waiting", "running", "stalled", "interrupted", "done", "failed"]
+_STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "stalled": "yellow",  # its holder has been silent for longer than a lease
+    "interrupted": "yellow",
+    "failed": "red",
+    "waiting": "",
+}
 
 
 @dataclass(frozen=True)
@@ -55,35 +60,6 @@ class CellState:
         return rate * counts.image_flops(self.cell.config) if rate else None
 
 
-def hold(run_dir: Path) -> int | None:
-    """Claim a run: a file descriptor whose lock lasts as long as any process has it open; None if another has it."""
-    handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    for attempt in range(3):  # is_held, in another process, takes the lock for an instant
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.02 * attempt)
-        else:
-            return handle
-    os.close(handle)
-    return None
-
-
-def is_held(run_dir: Path) -> bool:
-    """Whether some process is running this run now."""
-    try:
-        handle = os.open(run_dir / ".lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
-
-
 def read_state(cell: Cell, runs_dir: Path) -> CellState:
     """The state of one cell. Only the end of its metrics is read, so that it can be asked for every second."""
     run_dir = runs_dir / cell.name
@@ -94,13 +70,16 @@ def read_state(cell: Cell, runs_dir: Path) -> CellState:
     on_disk = records.status(run_dir)
     step = train.get("step", 0)
     state: State
-    if is_held(run_dir):
-        state = "running"
+    silent = lease.silent_seconds(run_dir)
+    if silent is not None:
+        state = "running" if silent < lease.LEASE_SECONDS else "stalled"
     elif on_disk == "started" or (on_disk == "done" and _steps_on_disk(run_dir) != steps):
         state = "interrupted"
     else:
         state = on_disk
     why = ""
+    if state == "stalled":
+        why = f"{lease.holder(run_dir)} has been silent for {silent:.0f} s"
     if state == "failed":
         why = (run_dir / "FAILED").read_text(encoding="utf-8", errors="replace").strip()
     return CellState(
