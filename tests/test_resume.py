@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from sd3_jax import config as configs
 from sd3_jax import records
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
+from sd3_jax.evaluation import generate
 from sd3_jax.train import Diverged, train
 from sd3_jax.training import checkpoint, sharding
 from sd3_jax.training.step import make_init
@@ -138,10 +140,100 @@ def test_divergence_stops_the_run_says_why_and_keeps_the_last_good_checkpoint(tm
     assert all(np.isfinite(leaf).all() for leaf in final_state(tmp_path / "run"))
 
 
-def test_a_checkpoint_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+def flip(path: Path, place: float) -> None:
+    """Change one byte of a file, in every bit."""
+    content = bytearray(path.read_bytes())
+    if content:
+        content[int(place * (len(content) - 1))] ^= 0xFF
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("places", [(0.5,), pytest.param((0.0, 0.1, 0.3, 0.7, 1.0), marks=pytest.mark.slow)])
+def test_a_flipped_byte_gives_the_right_numbers_or_the_checkpoint_before_and_is_never_silent(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, places: tuple[float, ...]
+) -> None:
+    """In each file of a checkpoint in turn."""
+    config = records.load_config(finished)
+    mesh = sharding.make_mesh(config.mesh, config.batch)
+    shapes = jax.eval_shape(make_init(config, 8), jnp.uint32(0))
+    shardings = sharding.state_shardings(mesh, shapes)
+    whole = finished / "checkpoints"
+    before, newest = checkpoint.saved_steps(whole)[-2:]
+    truth = {step: jax.tree.leaves(checkpoint.restore(whole, step, shapes, shardings)) for step in (before, newest)}
+    names = [path.relative_to(whole) for path in sorted((whole / str(newest)).rglob("*")) if path.is_file()]
+    assert len(names) > 5
+    fallen_back = 0
+    for number, (name, place) in enumerate((name, place) for name in names for place in places):
+        broken = tmp_path / str(number)
+        shutil.copytree(whole, broken)
+        flip(broken / name, place)
+        capsys.readouterr()
+        state, step = checkpoint.restore_newest(broken, 8, shapes, shardings)
+        said = capsys.readouterr().err
+        for ours, theirs in zip(jax.tree.leaves(state), truth[step], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        if step == before:
+            fallen_back += 1
+            assert f"warning: {(broken / str(newest)).absolute()}: " in said
+            assert (broken / f"broken-{newest}").is_dir()
+            assert checkpoint.saved_steps(broken)[-1] == before
+    assert fallen_back
+
+
+def test_weights_that_are_not_what_was_saved_are_never_drawn_with(finished: Path, tmp_path: Path) -> None:
+    config = records.load_config(finished)
+    broken = tmp_path / "run"
+    shutil.copytree(finished, broken)
+    largest = max((broken / "checkpoints" / "8").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = largest.read_bytes()
+    caught = 0
+    for place in np.linspace(0.02, 0.98, 13):
+        flip(largest, place)
+        try:
+            generate.load_weights(broken, config, sharding.make_mesh(config.mesh, config.batch), 8, "ema")
+        except UserError as error:
+            caught += "choose another step" in str(error)
+        largest.write_bytes(content)
+    assert caught  # what lies in other arrays of the file does not matter
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(tiny(steps=8), whole)
+    train(tiny(steps=6, checkpoint_seconds=0.0), broken)
+    (broken / "checkpoints" / "6" / "_METADATA").write_text("{")
+    train(tiny(steps=8), broken)
+    assert records.read_rows(broken / "lives.jsonl")[0][-1]["resumed_from"] == 5
+    assert history(broken) == history(whole)
+    for ours, theirs in zip(final_state(broken), final_state(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_checkpoints_of_which_none_can_be_read_are_one_clear_line_and_kept(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     train(tiny(steps=4), run_dir)
-    manifest = run_dir / "checkpoints" / "4" / "_METADATA"
-    manifest.write_text("{")
-    with pytest.raises(UserError, match="cannot be restored"):
+    (run_dir / "checkpoints" / "4" / "_METADATA").write_text("{")
+    with pytest.raises(UserError, match="no checkpoint can be restored"):
         train(tiny(), run_dir)
+    assert (run_dir / "checkpoints" / "broken-4").is_dir()
+
+
+def test_a_run_that_is_told_to_stop_saves_exits_42_and_ends_as_if_it_had_not(tmp_path: Path) -> None:
+    config = tiny(steps=400, log_every=50, **{"evaluation.per_decade": 0})
+    run_dir, whole = tmp_path / "told", tmp_path / "whole"
+    process = subprocess.Popen(command(config, run_dir, tmp_path), env=ENVIRON, stderr=subprocess.PIPE, text=True)
+    while not (run_dir / "metrics.jsonl").exists():  # it is at work
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 42, errors
+    (step,) = checkpoint.saved_steps(run_dir / "checkpoints")
+    assert f"told to stop, and saved at step {step}" in errors
+    assert 0 < step < 400
+    assert not (run_dir / "FAILED").exists()
+    subprocess.run(command(config, run_dir, tmp_path), env=ENVIRON, check=True, capture_output=True)
+    subprocess.run(command(config, whole, tmp_path), env=ENVIRON, check=True, capture_output=True)
+    assert records.read_rows(run_dir / "lives.jsonl")[0][-1]["resumed_from"] == step
+    for ours, theirs in zip(final_state(run_dir), final_state(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

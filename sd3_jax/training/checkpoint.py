@@ -1,19 +1,25 @@
 """Orbax checkpoints of a train state: one folder a step, written whole or not at all."""
 
 import math
+import os
 import shutil
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sd3_jax.errors import UserError
+from sd3_jax.training import group
+from sd3_jax.training.checksums import checksums, differing
 
 NEWEST = 2  # checkpoints that are kept beside those asked for
+SUMS = "checksums"  # of every array, saved beside the fields of the state
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -25,33 +31,76 @@ def saved_steps(directory: Path) -> list[int]:
 
 
 class Saver:
-    """Saves in the background, one at a time, and deletes what is neither new nor asked for."""
+    """Saves in the background, one at a time, and deletes what is neither new nor asked for.
 
-    def __init__(self, directory: Path, keep_steps: tuple[int, ...]) -> None:
-        self.directory, self.keep_steps = directory.absolute(), frozenset(keep_steps)
+    A checkpoint is written in a folder of ``owner``'s own, and renamed once it is whole and ``check`` has let it pass:
+    a process that was taken for dead, and wakes, spoils nothing that its successor saves.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        keep_steps: tuple[int, ...],
+        owner: int = 0,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.directory, self.keep_steps, self.check = directory.absolute(), frozenset(keep_steps), check
+        self.private = self.directory / f".{owner:06d}"
         self.checkpointer = ocp.StandardCheckpointer()
+        self.committing: threading.Thread | None = None
+        self.failure: Exception | None = None
+        if jax.process_index() == 0:
+            for old in self.directory.glob(".[0-9]*"):  # what others had begun
+                shutil.rmtree(old, ignore_errors=True)
 
-    def save(self, step: int, state: Any) -> None:
-        """Start to save ``state`` as ``step``; what was being saved before is committed first."""
-        if step in saved_steps(self.directory):
+    def save(self, step: int, state: NamedTuple) -> None:
+        """Start to save ``state`` as ``step``; what was being saved before is committed first.
+
+        Raises UserError where the disk does not take it, and whatever ``check`` raises.
+        """
+        self.finish()
+        if group.agreed(step in saved_steps(self.directory)):
             return
+        if jax.process_index() == 0:
+            self.check()
+        fields = state._asdict()
         with _disk(self.directory):
-            self.checkpointer.wait_until_finished()
-            self._prune()
-            self.checkpointer.save(self.directory / str(step), state, force=True)
+            self.checkpointer.save(self.private / str(step), {**fields, SUMS: checksums(fields)}, force=True)
+        self.committing = threading.Thread(target=self._commit, args=(step,), name="commit")
+        self.committing.start()
 
-    def close(self) -> None:
-        """Wait until everything is committed."""
-        with _disk(self.directory):
-            self.checkpointer.wait_until_finished()
-            self._prune()
-            self.checkpointer.close()
+    def _commit(self, step: int) -> None:
+        try:
+            with _disk(self.directory):
+                self.checkpointer.wait_until_finished()
+                if jax.process_index() == 0:
+                    self.check()
+                    os.rename(self.private / str(step), self.directory / str(step))
+        except Exception as error:
+            self.failure = error
 
-    def _prune(self) -> None:
+    def finish(self) -> None:
+        """Wait until what was being saved is committed; errors of :meth:`save`."""
+        if self.committing is not None:
+            self.committing.join()
+            self.committing = None
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
         if jax.process_index() == 0:
             for step in saved_steps(self.directory)[:-NEWEST]:
                 if step not in self.keep_steps:
+                    self.check()
                     shutil.rmtree(self.directory / str(step))
+
+    def close(self) -> None:
+        """Wait until everything is committed."""
+        try:
+            self.finish()
+        finally:
+            self.checkpointer.close()
+            if jax.process_index() == 0:
+                shutil.rmtree(self.private, ignore_errors=True)
 
 
 @contextmanager
@@ -79,25 +128,52 @@ def _holds(path: Path) -> frozenset[str]:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return frozenset(checkpointer.metadata(path).item_metadata.tree)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError):
+    except Exception:
         return frozenset()
 
 
 def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
     """The state saved as ``step``, onto today's shardings, whatever mesh saved it.
 
-    Raises UserError if the checkpoint cannot be read.
+    Raises UserError if the checkpoint cannot be read, or is not what was saved.
     """
     path = directory.absolute() / str(step)
-    if _holds(path) == {"step", "params"}:
+    held = _holds(path)
+    _refuse_weights_alone(path, held)
+    item = _target(shapes, shardings)._asdict()
+    if SUMS in held:  # checkpoints older than the sums have none
+        item |= {SUMS: _sums_of(item)}
+    with _readable(path), ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(path, item)
+    _check(path, found, step)
+    return type(shapes)(**{name: found[name] for name in shapes._fields})
+
+
+def _refuse_weights_alone(path: Path, held: frozenset[str]) -> None:
+    if held == {"step", "params"}:
         raise UserError(
             f"{path}: holds converted weights alone, and training cannot go on from them; "
             "start a run of its own from them, with init_from"
         )
-    with _readable(path), ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(path, _target(shapes, shardings))
-    _check_step(path, int(state.step), step)
-    return state
+
+
+def restore_newest(directory: Path, limit: int, shapes: Any, shardings: Any, set_aside: bool = True) -> tuple[Any, int]:
+    """The newest whole state up to step ``limit``, and its step. What cannot be restored is said, and set aside.
+
+    Raises UserError if there are checkpoints and not one can be restored.
+    """
+    for step in sorted((step for step in saved_steps(directory) if step <= limit), reverse=True):
+        _refuse_weights_alone(directory / str(step), _holds(directory.absolute() / str(step)))
+        try:
+            return restore(directory, step, shapes, shardings), step
+        except UserError as error:
+            and_then = f"it is set aside as broken-{step}" if set_aside else "an older one is taken"
+            print(f"warning: {error}; {and_then}", file=sys.stderr, flush=True)
+            if set_aside and jax.process_index() == 0:
+                aside = directory / f"broken-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(directory / str(step), aside)
+    raise UserError(f"{directory}: no checkpoint can be restored; delete the run's directory to begin anew")
 
 
 def restore_weights(directory: Path, step: int, name: str, shapes: Any, shardings: Any) -> Any:
@@ -106,36 +182,53 @@ def restore_weights(directory: Path, step: int, name: str, shapes: Any, sharding
     ``shapes`` and ``shardings`` are those of the whole state. Of converted weights there is one set, by either name.
     """
     path = directory.absolute() / str(step)
-    if _holds(path) == {"step", "params"}:
+    held = _holds(path)
+    if held == {"step", "params"}:
         name = "params"
     target = _target(shapes, shardings)
     item = {name: getattr(target, name), "step": target.step}
+    if SUMS in held:
+        item |= {SUMS: _sums_of(item)}
     arguments = ocp.checkpoint_utils.construct_restore_args(item)
     advice = "restore it from a copy, or choose another step"
     with _readable(path, advice), ocp.PyTreeCheckpointer() as checkpointer:
-        state = checkpointer.restore(
+        found = checkpointer.restore(
             path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
         )
-    _check_step(path, int(state["step"]), step, advice)
-    return state[name]
+    _check(path, found, step, advice)
+    return found[name]
+
+
+def _sums_of(item: Any) -> Any:
+    """The places of the checksums of what is restored, whole on every device."""
+    mesh = item["step"].sharding.mesh
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole), item)
+
+
+def _check(path: Path, found: dict[str, Any], step: int, advice: str = "") -> None:
+    """Raises UserError for a state of another step, and for numbers that are not those that were saved."""
+    if int(found["step"]) != step:
+        raise UserError(f"{path}: holds step {int(found['step'])}, not {step}" + (f"; {advice}" if advice else ""))
+    if SUMS in found:
+        sums = found[SUMS]
+        bad = differing({name: found[name] for name in sums}, sums)
+        if bad:
+            more = f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""
+            raise UserError(
+                f"{path}: is not what was saved, by the checksum of {bad[0]}{more}" + (f"; {advice}" if advice else "")
+            )
 
 
 def _target(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
 
 
-_GO_ON = "delete it to go on from the one before"
-
-
 @contextmanager
-def _readable(path: Path, advice: str = _GO_ON) -> Iterator[None]:
+def _readable(path: Path, advice: str = "") -> Iterator[None]:
+    """Whatever Orbax and TensorStore raise at a broken checkpoint, in one line; there is no end to what that is."""
     try:
         yield
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{path}: cannot be restored ({reason}); {advice}") from None
-
-
-def _check_step(path: Path, found: int, step: int, advice: str = _GO_ON) -> None:
-    if found != step:
-        raise UserError(f"{path}: holds step {found}, not {step}; {advice}")
+    except Exception as error:
+        reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
+        raise UserError(f"{path}: cannot be restored ({reason})" + (f"; {advice}" if advice else "")) from None
