@@ -164,6 +164,7 @@ class MeshConfig:
 
     data: int = _bounded(-1, -1, 10**6)  # devices along the batch; -1: what fsdp leaves
     fsdp: int = _bounded(1, 1, 10**6)  # devices that large parameters are split over
+    accumulate: int = _bounded(1, 1, 10**6)  # parts of a batch that are computed one after another, to save memory
     unroll: int = _bounded(1, 1, 1024)  # blocks per iteration of the scan over depth
     remat: Literal["none", "elementwise", "dots", "full"] = "none"  # what blocks compute again, from least to most
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matmuls; auto: bfloat16 on accelerators
@@ -526,10 +527,10 @@ def _check(config: RunConfig) -> None:
         raise UserError(f"data.buckets: {list(map(list, data.buckets))} has a bucket twice")
     if not config.init_from and (config.init_step or config.init_weights != "ema"):
         raise UserError("init_step and init_weights: say of init_from which weights to take, and init_from is not set")
-    if config.batch % (max(config.mesh.data, 1) * config.mesh.fsdp):
+    if config.batch % (max(config.mesh.data, 1) * config.mesh.fsdp * config.mesh.accumulate):
         raise UserError(
-            f"batch: {config.batch} is not divisible by the mesh, "
-            f"data {config.mesh.data} x fsdp {config.mesh.fsdp} devices"
+            f"batch: {config.batch} is not divisible by the mesh, data {config.mesh.data} x fsdp {config.mesh.fsdp} "
+            f"devices, times {config.mesh.accumulate} parts (mesh.accumulate)"
         )
     for drop in config.optimizer.drops:
         if len(drop) != 2 or drop[0] < 1 or drop[1] <= 0:

@@ -23,9 +23,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sd3_jax import config as configs
 from sd3_jax import flops, initial, records
 from sd3_jax.config import RunConfig, cooldown_start
-from sd3_jax.errors import RunFailed, UserError
+from sd3_jax.errors import RunFailed, Stopped, UserError
 from sd3_jax.evaluation import validation
-from sd3_jax.training import checkpoint, optimizer, sharding
+from sd3_jax.lease import Lease
+from sd3_jax.training import checkpoint, group, optimizer, sharding
 from sd3_jax.training.step import compute_dtype, make_begin, make_draw, make_init, make_model, make_step
 
 
@@ -33,28 +34,36 @@ class Diverged(RunFailed):
     """The loss stopped being a number. FAILED is written; the last good checkpoint is kept."""
 
 
-def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> Mapping[str, Any]:
-    """Run, or resume, one run; returns the summary that is its DONE file.
+def train(
+    config: RunConfig, run_dir: Path, branch_from: Path | None = None, lease: Lease | None = None
+) -> Mapping[str, Any]:
+    """Run, or resume, one run; returns the summary that is its DONE file. All processes of a group call it.
 
     ``branch_from``: the directory of a run that differs only in having no cooldown; what it has done up to the
-    cooldown is taken over from its newest checkpoint there.
+    cooldown is taken over from its newest checkpoint there. ``lease``: process 0's claim on the run, which is looked at
+    before anything is written.
 
-    Raises UserError for bad input and Diverged for a loss that is not finite.
+    Raises UserError for bad input, Diverged for a loss that is not finite, Stopped after saving, at SIGTERM or a notice
+    of preemption, and LeaseLost if another process has taken the run over.
     """
     # --- what is asked for -----------------------------------------------------------------------------------
     steps = flops.total_steps(config)
     mesh = sharding.make_mesh(config.mesh, config.batch)
-    records.open_run(run_dir, config)
-    if records.status(run_dir) == "done":
+    writes = jax.process_index() == 0
+    check = lease.check if lease else lambda: None
+    if writes:
+        records.open_run(run_dir, config)
+    if group.agreed(records.status(run_dir) == "done"):
         return records.read_rows(run_dir / "DONE")[0][0]
-    (run_dir / "FAILED").unlink(missing_ok=True)
+    if writes:
+        (run_dir / "FAILED").unlink(missing_ok=True)
     image_flops = flops.image_flops(config)
     budgets = {budget: flops.steps_within(config, budget) for budget in config.evaluation.budgets}
     budget_steps = frozenset(step for step in budgets.values() if 1 <= step <= steps)
 
     # --- the state, made or restored directly onto the mesh ---------------------------------------------------
     init = make_init(config, steps)
-    seed = jnp.uint32(config.seed)
+    seed = np.uint32(config.seed)
     shapes = jax.eval_shape(init, seed)
     shardings = sharding.state_shardings(mesh, shapes)
     source, start = _resume_point(config, run_dir, branch_from, steps)
@@ -62,16 +71,20 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
     if branch_from and source != run_dir and start < cooldown_start(config.optimizer, steps):
         print(f"note: {branch_from} has no checkpoint at the cooldown: {run_dir} starts at {start}", file=sys.stderr)
     if source:
-        state = checkpoint.restore(source / "checkpoints", start, shapes, shardings)
+        own = source == run_dir
+        state, start = checkpoint.restore_newest(source / "checkpoints", start, shapes, shardings, set_aside=own)
     elif given:
         params = initial.parameters(given, config.model, mesh)
         state = jax.jit(make_begin(config, steps), out_shardings=shardings, donate_argnums=0)(params)
     else:
         state = jax.jit(init, out_shardings=shardings)(seed)
-    records.cut_after(run_dir, start)
-    rows, _ = records.read_rows(run_dir / "metrics.jsonl")
-    seconds_before = max((row.get("seconds", 0.0) for row in rows), default=0.0)
-    records.append(run_dir / "lives.jsonl", _life(config, mesh, steps, start) | (given.origin if given else {}))
+    seconds_before = 0.0
+    if writes:
+        records.cut_after(run_dir, start, check)
+        rows, _ = records.read_rows(run_dir / "metrics.jsonl")
+        seconds_before = max((row.get("seconds", 0.0) for row in rows), default=0.0)
+        life = _life(config, mesh, steps, start) | (given.origin if given else {})
+        records.append(run_dir / "lives.jsonl", life, check)
 
     # --- the functions of the loop ----------------------------------------------------------------------------
     draw = make_draw(config, mesh)
@@ -82,30 +95,35 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
         donate_argnums=0,
     )
     evaluate = validation.make_eval(config, make_model(config.model, config.mesh), mesh)
-    saver = checkpoint.Saver(run_dir / "checkpoints", config.keep_steps)
+    owner = group.agreed(lease.number if lease else 0)
+    saver = checkpoint.Saver(run_dir / "checkpoints", config.keep_steps, owner, check)
     rate_of = optimizer.schedule(config.optimizer, config.model.width, steps)
     peak = flops.peak_flops(jax.devices()[0].device_kind)
     began = saved = time.monotonic()
 
     def record(step: int, split: str, values: Mapping[str, Any]) -> None:
-        if jax.process_index() == 0:
+        if writes:
             images = step * config.batch
             spent = {"step": step, "images": images, "flops": float(images * image_flops)}
             seconds = round(seconds_before + time.monotonic() - began, 3)
-            records.append(run_dir / "metrics.jsonl", {"split": split, **spent, "seconds": seconds, **values})
+            row = {"split": split, **spent, "seconds": seconds, **values}
+            records.append(run_dir / "metrics.jsonl", row, check)
 
     # --- the loop ---------------------------------------------------------------------------------------------
     pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row, still on the device
     tick = time.monotonic()
-    with _progress(run_dir.name, steps, start) as report:
+    with _progress(run_dir.name, steps, start) as report, group.told_to_stop() as stop:
         for step in range(start + 1, steps + 1):
             state, metrics = train_step(state, draw(seed, np.int32(step - 1)))
             pending.append(metrics)
             if len(pending) > 1:  # two steps in flight keep the device busy; more would only pile up batches
                 jax.block_until_ready(pending[-2])
             due = validation.due(config, step, steps, budget_steps)
-            save = step == steps or step in config.keep_steps or time.monotonic() - saved > config.checkpoint_seconds
-            if step % config.log_every == 0 or due or save:
+            # By the clock only where a row is due anyway: rows do not depend on when a checkpoint was saved.
+            row_due, stopping = due or step % config.log_every == 0, stop(step)
+            save = step == steps or step in config.keep_steps or stopping
+            save |= row_due and bool(group.agreed(time.monotonic() - saved > config.checkpoint_seconds))
+            if row_due or save:
                 values = {key: float(np.mean([float(m[key]) for m in pending])) for key in metrics}
                 now = time.monotonic()
                 rate = len(pending) * config.batch / (now - tick)
@@ -119,7 +137,8 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
                 if not all(math.isfinite(x) for x in (*values.values(), *(s["loss"] for s in scores.values()))):
                     saver.close()
                     why = f"loss is not finite between steps {step - len(pending) + 1} and {step}"
-                    records.fail(run_dir, why)
+                    if writes:
+                        records.fail(run_dir, why, check)
                     raise Diverged(f"{run_dir}: {why}")
                 pending = []
                 if due:
@@ -133,6 +152,9 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
                 if save:  # after the records of this step, which a resumed run would not write again
                     saver.save(step, state)
                     saved = time.monotonic()
+                if stopping and step < steps:
+                    saver.close()
+                    raise Stopped(f"{run_dir}: told to stop, and saved at step {step}; the same command goes on")
                 tick = time.monotonic()
     saver.close()
 
@@ -147,16 +169,17 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
         "seconds": round(seconds_before + time.monotonic() - began, 3),
         **{f"loss_{weights}": loss for weights, loss in final.items()},
     }
-    if jax.process_index() == 0:
-        records.finish(run_dir, summary)
+    if writes:
+        records.finish(run_dir, summary, check)
     return summary
 
 
 def _resume_point(config: RunConfig, run_dir: Path, branch_from: Path | None, steps: int) -> tuple[Path | None, int]:
     """Whose checkpoint to start from, and its step: our own newest, else the parent's before the cooldown."""
     own = [step for step in checkpoint.saved_steps(run_dir / "checkpoints") if step <= steps]
-    if own:
-        return run_dir, own[-1]
+    newest = group.agreed(own[-1] if own else 0)
+    if newest:
+        return run_dir, newest
     if branch_from is None:
         return None, 0
     changes = configs.difference(config, records.load_config(branch_from))
@@ -164,7 +187,8 @@ def _resume_point(config: RunConfig, run_dir: Path, branch_from: Path | None, st
         raise UserError(f"{branch_from}: not the same run without a cooldown ({'; '.join(changes) or 'no difference'})")
     limit = cooldown_start(config.optimizer, steps)
     parents = [step for step in checkpoint.saved_steps(branch_from / "checkpoints") if step <= limit]
-    return (branch_from, parents[-1]) if parents else (None, 0)
+    newest = group.agreed(parents[-1] if parents else 0)
+    return (branch_from, newest) if newest else (None, 0)
 
 
 def _life(config: RunConfig, mesh: jax.sharding.Mesh, steps: int, start: int) -> dict[str, Any]:

@@ -45,6 +45,14 @@ def test_eight_devices_agree_with_one(
     assert scores == pytest.approx(single[1], rel=1e-4)
 
 
+def test_parts_of_a_batch_one_after_another_are_the_batch(
+    single: tuple[list[float], dict[str, float]],
+) -> None:
+    losses, scores = run(MeshConfig(accumulate=4), 4)
+    np.testing.assert_allclose(losses, single[0], rtol=1e-5)
+    assert scores == pytest.approx(single[1], rel=1e-4)
+
+
 def test_large_parameters_are_split_and_optimizer_and_average_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "SMALL", 64)
     config = tiny(**{"model.depth": 4})

@@ -55,7 +55,7 @@ def make_eval(config: RunConfig, model: nn.Module, mesh: Mesh) -> Any:
         return jax.lax.map(at, (times, jnp.moveaxis(eps, 1, 0)))
 
     def evaluate(params: Any) -> dict[str, float]:
-        table = [np.asarray(losses(params, *draw(jnp.asarray(example)))).T for example in chunks]
+        table = [np.asarray(losses(params, *draw(example))).T for example in chunks]
         return summarize(np.concatenate(table)[:count])
 
     return evaluate

@@ -25,8 +25,9 @@ def make_mesh(config: MeshConfig, batch: int, among: Sequence[jax.Device] | None
     data = devices // fsdp if data == -1 else data
     if data * fsdp != devices:
         raise UserError(f"mesh: data {config.data} x fsdp {config.fsdp} does not fit {devices} devices")
-    if batch % devices:
-        raise UserError(f"batch: {batch} is not divisible by the {devices} devices of the mesh")
+    if batch % (devices * config.accumulate):
+        parts = f" times {config.accumulate} parts (mesh.accumulate)" if config.accumulate > 1 else ""
+        raise UserError(f"batch: {batch} is not divisible by the {devices} devices of the mesh{parts}")
     auto = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=auto, devices=among)
 

@@ -111,8 +111,22 @@ def make_step(config: RunConfig, steps: int) -> Any:
         velocity = lambda z, t: model.apply({"params": params}, z, t, tokens, pooled)  # noqa: E731
         return jnp.mean(objectives.velocity_loss(velocity, x0, eps, t))
 
+    def mean_gradient(params: Any, examples: Examples) -> tuple[Float[Array, ""], Any]:
+        """Of the whole batch, in ``accumulate`` parts one after another: each device keeps its own examples."""
+        count = config.mesh.accumulate
+        if count == 1:
+            return jax.value_and_grad(loss)(params, examples)
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), examples)
+
+        def add(total: Any, part: Examples) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, part)), None
+
+        nothing = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        total, _ = jax.lax.scan(add, nothing, parts)
+        return jax.tree.map(lambda x: x / count, total)
+
     def train_step(state: TrainState, examples: Examples) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        value, gradients = jax.value_and_grad(loss)(state.params, examples)
+        value, gradients = mean_gradient(state.params, examples)
         updates, opt_state = optim.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         weight = optimizer.ema_weight(config.optimizer, state.step + 1)
