@@ -26,7 +26,7 @@ from sd3_jax.config import RunConfig, cooldown_start
 from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.evaluation import validation
 from sd3_jax.training import checkpoint, optimizer, sharding
-from sd3_jax.training.step import compute_dtype, make_draw, make_init, make_model, make_step
+from sd3_jax.training.step import compute_dtype, jit_step, make_draw, make_init, make_model
 
 
 class Diverged(RunFailed):
@@ -71,12 +71,7 @@ def train(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> 
 
     # --- the functions of the loop ----------------------------------------------------------------------------
     draw = make_draw(config, mesh)
-    train_step = jax.jit(
-        make_step(config, steps),
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+    train_step = jit_step(config, steps, mesh, shardings)
     evaluate = validation.make_eval(config, make_model(config.model, config.mesh), mesh)
     saver = checkpoint.Saver(run_dir / "checkpoints", config.keep_steps)
     rate_of = optimizer.schedule(config.optimizer, config.model.width, steps)
