@@ -159,7 +159,7 @@ def test_experiments_are_found_relative_to_the_sweep(sd3, tmp_path):
     [
         (["sweep", "plan", "figre8"], ["no sweep 'figre8'; shipped: figure8, "]),
         (["sweep", "plan", "none/s.yaml"], ["no sweep 'none/s.yaml'"]),
-        (["sweep", "plan", "figure8", "--hardware", "h1"], ["--hardware: 'h1'", "h100"]),
+        (["sweep", "plan", "figure8", "--hardware", "h1"], ["--hardware: 'h1'", "h100x"]),
         (["sweep", "plan", "figure8", "--mfu", "40"], ["--mfu"]),
         (["train", "scenes_cpu", "--run", "r", "--set", "model.depth=0"], ["model.depth: 0 is out of range"]),
         (["train", "scenes_cpu", "--run", "r", "--set", "model.dept=4"], ["did you mean model.depth?"]),
