@@ -75,10 +75,17 @@ def _propose(path: Path, total: float, runs: Path | None) -> None:
     if runs is None:
         print(propose.proposal(path, total), end="")
         return
+    if not 0 < total < float("inf"):
+        raise UserError(f"--propose: {total} is not a number of FLOPs")
+    import numpy as np
+
     import analysis
 
-    law = analysis.fit(load_runs(runs))
-    optimum = propose.Optimum(lambda _, budget: float(analysis.implied(law, budget)["params"].iloc[0]), str(runs))
+    budgets = np.geomspace(total / 1e5, total, 200)
+    best = np.log(analysis.implied(analysis.fit(load_runs(runs)), budgets)["params"].to_numpy(float))
+    optimum = propose.Optimum(
+        lambda _, budget: float(np.exp(np.interp(np.log(budget), np.log(budgets), best))), f"the law of {runs}"
+    )
     print(propose.proposal(path, total, optimum), end="")
 
 

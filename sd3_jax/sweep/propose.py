@@ -1,6 +1,7 @@
 """A sweep of isoFLOP valleys for a total of FLOPs: budgets, and depths on either side of each one's best size."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,8 @@ from sd3_jax.errors import UserError
 from sd3_jax.sweep import spec
 from sd3_jax.units import count
 
-BUDGETS = 5  # each twice the one before
+BUDGETS = 5  # each twice the one before; fewer where a total does not reach as many
+LEAST_BUDGETS = 3
 SIDE = 2  # sizes on either side of the best, so that a parabola has its minimum among them
 RATIO = 1.4  # of parameters, at least, from one size to the next
 LARGEST_DEPTH = 256
@@ -61,10 +63,10 @@ def proposal(path: Path, total: float, optimum: Optimum = PUBLISHED) -> str:
     document = spec.read(path)
     base = spec.load(path)[0].config
     sizes = {depth: _with_depth(base, depth) for depth in _ladder(base)}
-    for largest in _rounded_down(total):
-        valleys = [_valley(sizes, largest / 2**k, optimum) for k in reversed(range(BUDGETS))]
+    for number, largest in itertools.product(range(BUDGETS, LEAST_BUDGETS - 1, -1), _rounded_down(total)):
+        valleys = [_valley(sizes, largest / 2**k, optimum) for k in reversed(range(number))]
         found = [valley for valley in valleys if valley is not None]
-        if len(found) < BUDGETS:
+        if len(found) < number:
             continue
         lengths: dict[int, float] = {}
         for valley in found:
@@ -73,8 +75,8 @@ def proposal(path: Path, total: float, optimum: Optimum = PUBLISHED) -> str:
             break
     else:
         raise UserError(
-            f"--propose: {total:.3g} FLOPs do not make {BUDGETS} budgets with {SIDE} depths on either side of the best "
-            f"size ({optimum.source}), in the setting of {path}"
+            f"--propose: {total:.3g} FLOPs make no {LEAST_BUDGETS} budgets with {SIDE} depths on either side of the "
+            f"best size ({optimum.source}) in the setting of {path}: give another total"
         )
     if any(_spent(sizes[depth], found[0].budget) == 0 for depth in lengths):
         raise UserError(f"--propose: {total:.3g} FLOPs are too few: a run would have no step of batch {base.batch}")
