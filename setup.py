@@ -39,6 +39,7 @@ setup(
         "encoders": ["torch>=2.9", "diffusers>=0.36"],
         "parity": ["torch>=2.9", "diffusers==0.42.0", "accelerate"],
         "tpu-plan": ["libtpu"],
+        "slurm": ["submitit>=1.5.4,<1.6"],
         "dev": [
             "pytest>=8",
             "ruff==0.17.6",
@@ -50,6 +51,8 @@ setup(
             "pytest-xdist",
             "nbformat",
             "ipykernel",
+            "submitit>=1.5.4,<1.6",
+            "kubeflow-trainer-api==2.3.0",
         ],
     },
     entry_points={"console_scripts": ["sd3-jax = sd3_jax.cli:main"]},

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from sd3_jax import records, terminal
+from sd3_jax.cli import submitting
 from sd3_jax.cli.options import JsonOption, RunsOption, SweepArgument, WorkersOption
 from sd3_jax.experiments import find_sweep
 
 app = typer.Typer(help="Plan, run and follow a sweep: many runs from one YAML file.", no_args_is_help=True)
+app.command("submit")(submitting.submit)
 
 
 @app.command("plan")
