@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sd3_jax
 from sd3_jax import cli, flops, hardware, platform, records
 from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.sweep import launch, slurm
@@ -435,24 +436,38 @@ def test_a_task_ends_with_its_command_and_outlives_one_that_was_stopped(stubs, s
     assert slurm.Worker(["true"])() == 0
     with pytest.raises(RunFailed, match="exit status 3: sh -c 'exit 3'"):
         slurm.Worker(["sh", "-c", "exit 3"])()
-    stubs("scontrol")
+    stubs("scontrol", "print('JobId=17 ArrayJobId=17\\n   JobState=RUNNING Reason=None')")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     slept: list[float] = []
     sleep = slurm.time.sleep
     monkeypatch.setattr(slurm.time, "sleep", lambda seconds: (slept.append(seconds), sleep(min(seconds, 0.01))))
-    for rank, status in (("0", "exit 42"), ("0", "exit 75"), ("1", "exit 42"), ("0", "kill -TERM $$")):
+
+    def stopped(script: str, rank: str = "0") -> bool:
+        """Whether the task then waited for its end."""
         slept.clear()
         signal.signal(signal.SIGTERM, sigterm)
         monkeypatch.setenv("SLURM_PROCID", rank)
-        with pytest.raises(RunFailed, match="nobody requeued the job"):
-            slurm.Worker(["sh", "-c", status])()
-        assert slept[-1] >= 600
+        with pytest.raises(RunFailed, match="and not requeued"):
+            slurm.Worker(["sh", "-c", script])()
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
-    assert stubs.called() == [["scontrol", "requeue", "17"]] * 3  # rank 1 leaves it to rank 0
+        return slept[-1] >= 600
+
+    assert all(stopped(script) for script in ("exit 42", "exit 75", "kill -TERM $$"))
+    assert stopped("exit 42", rank="1")  # leaves it to rank 0
+    assert [call for call in stubs.called() if call[1] == "requeue"] == [["scontrol", "requeue", "17"]] * 3
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert stopped("exit 42")
+    assert stubs.called()[-1] == ["scontrol", "requeue", "17_3"]
+    stubs("scontrol", "print('JobId=17 ArrayJobId=17\\n   JobState=COMPLETING Reason=None')")  # scancel
+    assert not stopped("exit 42")
+    assert stubs.called()[-1] == ["scontrol", "show", "job", "17_3"]
 
 
-def test_a_task_that_is_stopped_waits_until_the_command_has_ended(tmp_path):
+def test_a_task_that_is_stopped_waits_until_the_command_has_ended(stubs, tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="needs submitit")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    stubs("scontrol", "print('JobState=RUNNING')")
     worker = slurm.Worker(["sh", "-c", f"sleep 0.5; touch {tmp_path}/saved"])
     assert worker.checkpoint().function.argv == worker.argv  # before it has begun
     worker.process = subprocess.Popen(worker.argv)
@@ -460,6 +475,8 @@ def test_a_task_that_is_stopped_waits_until_the_command_has_ended(tmp_path):
     assert (tmp_path / "saved").exists()
     assert (again.function.argv, again.function.process) == (worker.argv, None)
     assert worker.process.wait() == 0
+    stubs("scontrol", "print('JobState=CANCELLED')")
+    assert worker.checkpoint() is None
 
 
 # --- here -----------------------------------------------------------------------------------------------------------
@@ -640,6 +657,28 @@ def test_a_sweep_that_does_not_exist_is_one_line(sd3, options):
     code, out, err = sd3("sweep", "submit", "nothing", *options)
     assert (code, out) == (2, "")
     assert re.fullmatch(r"sd3-jax: error: no sweep 'nothing'; shipped: [^\n]+\n", err)
+
+
+ROOT = Path(sd3_jax.__file__).parent.parent
+DOCUMENTED = [
+    command
+    for path in ("README.md", "docs/slurm.md", "docs/tpu-pod.md")
+    for command in re.findall(r"^sd3-jax (sweep submit .*)$", (ROOT / path).read_text().replace("\\\n", " "), re.M)
+]
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_what_the_documents_submit_can_be_submitted(sd3, command):
+    code, out, err = sd3(*shlex.split(command), *([] if "--dry-run" in command else ["--dry-run"]))
+    assert (code, err) == (0, "")
+    assert out
+
+
+def test_the_documents_have_the_golden_slices(sd3):
+    text = (ROOT / "docs" / "tpu-pod.md").read_text()
+    for name, values in GOLDEN.items():
+        assert f"| {name} | {' | '.join(map(str, values))} |" in text
+    assert len(DOCUMENTED) >= 6
 
 
 def test_an_experiment_from_elsewhere_does_not_go_along(sd3, work):

@@ -48,7 +48,7 @@ def stop(signum, frame):
 
 
 signal.signal(signal.SIGTERM, stop)
-print("started", life, rank, os.environ["SD3_JAX_HOSTS"], flush=True)
+print("started", life, rank, os.environ.get("SD3_JAX_HOSTS", "1"), flush=True)
 while life == "0":
     time.sleep(0.1)
 """
@@ -113,24 +113,47 @@ def test_a_preempted_sweep_is_requeued_and_finished(slurm_env, tmp_path):
     assert "2 done" in " ".join(status.stdout.split())
 
 
-def test_a_worker_of_two_nodes_is_requeued_as_one(slurm_env, tmp_path, monkeypatch):
+@pytest.fixture
+def stand_in(slurm_env, tmp_path, monkeypatch):
+    """Submit the stand-in for a worker; what the task of a rank has said."""
     (tmp_path / "stand_in.py").write_text(textwrap.dedent(STAND_IN))
     monkeypatch.chdir(tmp_path)
     for key, value in slurm_env.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(slurm, "command", lambda submission: [sys.executable, str(tmp_path / "stand_in.py")])
-    assert slurm.submit(Submission("figure8_cpu", "slurm", nodes=2, time="60")) == ["1"]
-    logs = [tmp_path / "runs" / "figure8_cpu" / ".submit" / f"1_{rank}_log.out" for rank in (0, 1)]
+    folder = tmp_path / "runs" / "figure8_cpu" / ".submit"
 
-    def said(rank: int) -> list[str]:
-        lines = logs[rank].read_text().splitlines() if logs[rank].exists() else []
+    def said(name: str) -> list[str]:
+        log = folder / f"{name}_log.out"
+        lines = log.read_text().splitlines() if log.exists() else []
         return [line for line in lines if line.startswith(("started", "saved"))]
 
-    wait_for(lambda: said(0) and said(1), 60, "both nodes to start")
+    def submit(**options) -> list[str]:
+        return slurm.submit(Submission("figure8_cpu", "slurm", time="60", **options))
+
+    return submit, said
+
+
+def test_a_worker_of_two_nodes_is_requeued_as_one(slurm_env, stand_in):
+    submit, said = stand_in
+    assert submit(nodes=2) == ["1"]
+    wait_for(lambda: said("1_0") and said("1_1"), 60, "both nodes to start")
     preempt(slurm_env)
     wait_for(lambda: over(slurm_env), 120, "the requeued job to end")
     for rank in (0, 1):
-        assert said(rank) == [f"started 0 {rank} 2", f"saved 0 {rank}", f"started 1 {rank} 2"]
+        assert said(f"1_{rank}") == [f"started 0 {rank} 2", f"saved 0 {rank}", f"started 1 {rank} 2"]
     job = ask(slurm_env, "scontrol", "show", "job", "1")
     assert "JobState=COMPLETED" in job
     assert "Restarts=1" in job
+
+
+def test_a_cancelled_job_does_not_come_back(slurm_env, stand_in):
+    submit, said = stand_in
+    assert submit(count=2) == ["1_0", "1_1"]
+    wait_for(lambda: said("1_0_0") and said("1_1_0"), 60, "both workers to start")
+    subprocess.run(["scancel", "1_1"], env=slurm_env, check=True)
+    wait_for(lambda: "1_1" not in ask(slurm_env, "squeue", "-h", "-r", "-o", "%i"), 60, "the job to end")
+    assert said("1_1_0") == ["started 0 0 1", "saved 0 0"]
+    assert "JobState=CANCELLED" in ask(slurm_env, "scontrol", "show", "job", "1_1")
+    assert ask(slurm_env, "squeue", "-h", "-r", "-o", "%i %T") == "1_0 RUNNING"
+    assert said("1_0_0") == ["started 0 0 1"]

@@ -2,7 +2,8 @@
 
 One signal says all. Slurm sends SIGTERM to every process of a job when it is preempted, and ahead of its time limit
 (``--signal=TERM``). The cells save and end; the task of rank 0 waits for them and requeues the job. No task may
-end before that: Slurm takes a preempted job whose steps ended for one that is complete, and does not requeue it.
+end before that: Slurm takes a preempted job whose steps ended for one that is complete, and does not requeue it. A job
+that is cancelled gets the same signal, and must not be requeued: it would come back to life.
 """
 
 import contextlib
@@ -50,13 +51,14 @@ class Worker:
             raise RunFailed(f"exit status {status}: {shlex.join(self.argv)}")
         time.sleep(5)  # the signal that stopped the command is on its way to us: the handler of rank 0 takes over
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if os.environ.get("SLURM_PROCID", "0") == "0":
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
-        time.sleep(600)
-        raise RunFailed(f"exit status {status}, and nobody requeued the job: {shlex.join(self.argv)}")
+        if _is_running():
+            if os.environ.get("SLURM_PROCID", "0") == "0":
+                subprocess.run(["scontrol", "requeue", _job_id()], check=True)
+            time.sleep(600)
+        raise RunFailed(f"exit status {status}, and not requeued: {shlex.join(self.argv)}")
 
     def checkpoint(self) -> Any:
-        """What submitit's handler of the signal runs again in the job's next life, once the command has ended.
+        """What submitit's handler of the signal runs in the job's next life, once the command has ended; None: no more.
 
         Slurm has signalled the command itself, as every process of the job.
         """
@@ -66,7 +68,24 @@ class Worker:
         deadline = time.monotonic() + _SAVE_SECONDS - 20
         while self.process and not _has_ended(self.process) and time.monotonic() < deadline:
             time.sleep(0.1)
-        return DelayedSubmission(Worker(self.argv))
+        return DelayedSubmission(Worker(self.argv)) if _is_running() else None
+
+
+def _job_id() -> str:
+    """The job of this task. In an array the plain number may be that of the whole array."""
+    environ = os.environ
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ["SLURM_JOB_ID"]
+
+
+def _is_running() -> bool:
+    """Whether the job is neither being cancelled, which requeueing would undo, nor requeued already by Slurm itself.
+
+    A preempted job runs until its grace is over, and one near its time limit until the limit.
+    """
+    shown = subprocess.run(["scontrol", "show", "job", _job_id()], capture_output=True, text=True)
+    return "JobState=RUNNING" in shown.stdout.split()
 
 
 def _has_ended(process: subprocess.Popen) -> bool:
