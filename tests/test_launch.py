@@ -17,6 +17,7 @@ import yaml
 
 import sd3_jax
 from sd3_jax import cli, flops, hardware, platform, records
+from sd3_jax.config import resolve
 from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.sweep import launch, slurm
 from sd3_jax.sweep.submission import Submission
@@ -530,6 +531,15 @@ def test_a_local_worker_that_fails_is_said(local):
         local("fail", count=2)
 
 
+def test_workers_that_ended_while_others_were_at_work_have_not_failed_if_every_cell_is_done(local, work):
+    for seed in range(4):
+        run_dir = work / "runs" / Path(FILE).stem / f"d02-s{seed}"
+        records.open_run(run_dir, resolve({"steps": 100, "seed": seed, "optimizer.warmup_steps": 10, "model.depth": 2}))
+        records.append(run_dir / "lives.jsonl", {})
+        records.finish(run_dir, {})
+    assert len(local("fail", count=2)) == 2
+
+
 STOPPED = """\
 import sys
 from sd3_jax.sweep import launch
@@ -692,8 +702,6 @@ def test_an_experiment_from_elsewhere_does_not_go_along(sd3, work):
 
 
 def test_runs_that_hold_another_sweep_are_found_before_anything_is_submitted(sd3, work):
-    from sd3_jax.config import resolve
-
     records.open_run(work / "runs" / Path(FILE).stem / "d02-s0", resolve({"steps": 100, "batch": 8}))
     code, _, err = sd3("sweep", "submit", FILE, "--launcher", "slurm", "--dry-run")
     assert code == 2

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd3_jax.errors import RunFailed
-from sd3_jax.sweep import jobset, slurm, tpu_vm
+from sd3_jax.experiments import find_sweep
+from sd3_jax.sweep import jobset, slurm, spec, tpu_vm
 from sd3_jax.sweep.run import stoppable, worker_environments
+from sd3_jax.sweep.status import read_state, summary
 from sd3_jax.sweep.submission import RESTARTS, Submission, check, command, runs_dir
 
 _GRACE_SECONDS = 30.0  # for a worker to stop its cells, which has a grace of its own
@@ -74,10 +76,12 @@ def _run_here(submission: Submission) -> str:
         finally:
             _stop(workers)
     failed = [worker for worker in workers if worker.process.returncode]
-    if failed:
+    states = [read_state(cell, runs) for cell in spec.load(find_sweep(submission.file))]
+    # A worker speaks of the moment of its end, when another may still have been at a cell: the runs have the last word.
+    if failed and any(state.state != "done" for state in states):
         status, log = failed[0].process.returncode, failed[0].log
         raise RunFailed(f"{len(failed)} of {len(workers)} workers failed, the first with status {status}; see {log}")
-    return f"{len(workers)} workers have ended: every cell is done"
+    return f"{len(workers)} workers have ended: {summary(states)}"
 
 
 def _start(argv: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
