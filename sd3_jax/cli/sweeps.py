@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sd3_jax import records, terminal
+from sd3_jax.cli import submitting
 from sd3_jax.cli.options import JsonOption, RunsOption, SweepArgument, WorkersOption
 from sd3_jax.cli.reading import load_runs
 from sd3_jax.errors import UserError
@@ -19,6 +20,7 @@ _HARDWARE_HELP = "A TPU slice or GPUs: v5p-128, v6e-256, v5e-256, h100x8; of one
 _COMPILE_HELP = "Compile each step for the TPU slice, which need not be here, and refuse what does not fit."
 _PROPOSE_HELP = "Instead: print a sweep of isoFLOP valleys, in this one's setting, that takes so many FLOPs in all."
 app = typer.Typer(help="Plan, run and follow a sweep: many runs from one YAML file.", no_args_is_help=True)
+app.command("submit")(submitting.submit)
 
 
 @app.command("plan")
