@@ -114,7 +114,7 @@ def test_a_policy_is_never_relaxed_and_another_failure_is_no_lack_of_memory(monk
 
 def test_a_compiler_that_breaks_down_is_one_line(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises((RunFailed, BrokenPipeError), match="broke down|Broken pipe"):
+    with pytest.raises(RunFailed, match="the compiler for v5p-128 broke down: exit status 1"):
         list(compiler.compile_policies(small(), hardware.find("v5p-128")))
 
 

@@ -66,8 +66,8 @@ def plan(
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
     terminal.show([table, *plan_table.budget_lines(result), *warnings], plans.to_json(result), json_file)
     if result.refusals:
-        number = f"{len(result.refusals)} of {len(cells)} cells cannot run as written"
-        raise UserError(f"{path}: {number}: {'; '.join(result.refusals)}")
+        refused = sum(cell.refused is not None for cell in result.cells)
+        raise UserError(f"{path}: {refused} of {len(cells)} cells cannot run as written: {'; '.join(result.refusals)}")
 
 
 def _propose(path: Path, total: float, runs: Path | None) -> None:

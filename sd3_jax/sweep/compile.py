@@ -4,6 +4,7 @@ The package ``libtpu`` holds the compiler and the shape of every slice, and need
 a process does with JAX, so each compilation is a process of its own (:func:`main`), which allocates no array.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -50,8 +51,8 @@ class Compiled(NamedTuple):
 def compilable(hardware: Hardware | None) -> Hardware:
     """The hardware, if a step can be compiled for it here. Raises UserError if not."""
     if hardware is None or not hardware.topology:
-        name = hardware.name if hardware else "no --hardware"
-        raise UserError(f"--compile: is for TPU slices such as v5p-128, not {name}: of GPUs there is an estimate only")
+        given = f"not {hardware.name}, of which there is an estimate only" if hardware else "named with --hardware"
+        raise UserError(f"--compile: is for TPU slices such as v5p-128, {given}")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "--compile: the package libtpu, which is XLA's compiler for TPUs, is not installed: "
@@ -107,8 +108,9 @@ def compile_policies(config: RunConfig, hardware: Hardware) -> Iterator[Compiled
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            child.stdin.write(json.dumps(request))
-            child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it ended early: what it said comes below
+                child.stdin.write(json.dumps(request))
+                child.stdin.close()
             for line in child.stdout:
                 if line.startswith('{"error"'):
                     raise UserError(json.loads(line)["error"])

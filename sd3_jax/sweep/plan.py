@@ -93,8 +93,12 @@ class Plan:
 
     @property
     def refusals(self) -> list[str]:
-        """The cells that cannot run as they are written, each with the reason."""
-        return [f"{cell.name}: {cell.refused}" for cell in self.cells if cell.refused]
+        """Each reason why cells cannot run as they are written, with their names."""
+        names: dict[str, list[str]] = {}
+        for cell in self.cells:
+            if cell.refused:
+                names.setdefault(cell.refused, []).append(cell.name)
+        return [f"{', '.join(cells)}: {reason}" for reason, cells in names.items()]
 
 
 def speed(
