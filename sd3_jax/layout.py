@@ -60,8 +60,9 @@ def estimate(config: RunConfig, data: int, fsdp: int, number_bytes: int = 2) -> 
 
     Large parameters, moments, averages and gradients are split over fsdp. What the blocks keep is counted in numbers
     of the residual stream (policies of :data:`sd3_jax.models.mmdit.KEPT`), and scores of attention, heads x tokens^2
-    of an image, where they are kept or made again. Within a factor 1.35 of XLA's own count on TPUs where it fits
-    (``tests/test_plan.py``), which alone says that a run fits.
+    of an image, where they are kept or made again. XLA counts up to 1.35 times as much (small models on eight CPU
+    devices, ``tests/test_compile.py``; 1.25 times at depth 38 of figure8, on v5p-128 and on v6e-256), and it alone says
+    that a run fits.
     """
     model = config.model
     images = config.batch / (data * fsdp)
