@@ -39,7 +39,8 @@ setup(
         "encoders": ["torch>=2.9", "diffusers>=0.36"],
         # One version each, so that fixtures are remade by what made them; == also admits torch's build for CPU.
         "parity": ["torch==2.13.0", "diffusers==0.42.0", "accelerate"],
-        "tpu-plan": ["libtpu"],
+        "tpu-plan": ["jax[tpu]"],  # libtpu of the version that goes with jaxlib, for sweep plan --compile
+        "slurm": ["submitit>=1.5.4,<1.6"],
         "dev": [
             "pytest>=8",
             "ruff==0.17.6",
@@ -51,6 +52,8 @@ setup(
             "pytest-xdist",
             "nbformat",
             "ipykernel",
+            "submitit>=1.5.4,<1.6",
+            "kubeflow-trainer-api==2.3.0",
         ],
     },
     entry_points={"console_scripts": ["sd3-jax = sd3_jax.cli:main"]},

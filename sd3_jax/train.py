@@ -27,7 +27,7 @@ from sd3_jax.errors import RunFailed, Stopped, UserError
 from sd3_jax.evaluation import validation
 from sd3_jax.lease import Lease
 from sd3_jax.training import checkpoint, group, optimizer, sharding
-from sd3_jax.training.step import compute_dtype, make_begin, make_draw, make_init, make_model, make_step
+from sd3_jax.training.step import compute_dtype, jit_step, make_begin, make_draw, make_init, make_model
 
 
 class Diverged(RunFailed):
@@ -88,12 +88,7 @@ def train(
 
     # --- the functions of the loop ----------------------------------------------------------------------------
     draw = make_draw(config, mesh)
-    train_step = jax.jit(
-        make_step(config, steps),
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+    train_step = jit_step(config, steps, mesh, shardings)
     evaluate = validation.make_eval(config, make_model(config.model, config.mesh), mesh)
     owner = group.agreed(lease.number if lease else 0)
     saver = checkpoint.Saver(run_dir / "checkpoints", config.keep_steps, owner, check)

@@ -159,8 +159,14 @@ def test_experiments_are_found_relative_to_the_sweep(sd3, tmp_path):
     [
         (["sweep", "plan", "figre8"], ["no sweep 'figre8'; shipped: figure8, "]),
         (["sweep", "plan", "none/s.yaml"], ["no sweep 'none/s.yaml'"]),
-        (["sweep", "plan", "figure8", "--hardware", "h1"], ["--hardware: 'h1'", "h100"]),
+        (["sweep", "plan", "figure8", "--hardware", "h1"], ["--hardware: 'h1'", "h100x"]),
         (["sweep", "plan", "figure8", "--mfu", "40"], ["--mfu"]),
+        (["sweep", "plan", "figure8", "--price", "-1"], ["--price: -1.0"]),
+        (["sweep", "plan", "figure8", "--hardware", "v5p-100"], ["'v5p-100' is not known; nearest: v5p-128, v5p-64"]),
+        (["sweep", "plan", "figure8", "--hardware", "h100x8", "--compile"], ["--compile: is for TPU slices"]),
+        (["sweep", "plan", "figure8", "--compile"], ["--compile: is for TPU slices", "named with --hardware"]),
+        (["sweep", "plan", "figure8", "--law", "runs"], ["--law: is for --propose"]),
+        (["sweep", "plan", "isoflop", "--propose", "-1"], ["--propose: -1.0 is not a number of FLOPs"]),
         (["train", "scenes_cpu", "--run", "r", "--set", "model.depth=0"], ["model.depth: 0 is out of range"]),
         (["train", "scenes_cpu", "--run", "r", "--set", "model.dept=4"], ["did you mean model.depth?"]),
         (["train", "scenes_cpu", "--run", "r", "--set", "steps"], ["--set 'steps': expected key=value"]),
@@ -258,6 +264,20 @@ def test_version_and_help(sd3):
         code, out, _ = sd3(*command, "--help")
         assert code == 0
         assert f"Example: sd3-jax {' '.join(command)} " in out
+
+
+def test_a_plan_that_cannot_run_is_shown_and_refused(sd3):
+    code, out, err = sd3("sweep", "plan", "figure8", "--hardware", "v5p-8")
+    assert code == 2
+    assert out.count("d38-drop300000x0.5-s0") == 1
+    assert re.fullmatch(r"sd3-jax: error: [^\n]*: 6 of 6 cells cannot run as written: d15-s0, d18-s0, [^\n]+\n", err)
+
+
+def test_a_proposal_is_a_sweep(sd3, tmp_path):
+    code, out, err = sd3("sweep", "plan", "isoflop", "--propose", "1e21")
+    assert (code, err) == (0, "")
+    (tmp_path / "mine.yaml").write_text(out)
+    assert sd3("sweep", "plan", "mine.yaml", "--hardware", "v5p-128")[::2] == (0, "")
 
 
 def test_plan_as_json_is_pure_json(sd3, tmp_path):

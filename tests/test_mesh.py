@@ -10,7 +10,7 @@ from tiny import tiny
 from sd3_jax.config import MeshConfig
 from sd3_jax.evaluation import validation
 from sd3_jax.training import sharding
-from sd3_jax.training.step import make_draw, make_init, make_model, make_step
+from sd3_jax.training.step import jit_step, make_draw, make_init, make_model
 
 
 def run(mesh_config: MeshConfig, devices: int, steps: int = 20) -> tuple[list[float], dict[str, float]]:
@@ -20,8 +20,7 @@ def run(mesh_config: MeshConfig, devices: int, steps: int = 20) -> tuple[list[fl
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init, jnp.uint32(0)))
     state = jax.jit(init, out_shardings=shardings)(jnp.uint32(0))
     draw = make_draw(config, mesh)
-    out = (shardings, sharding.replicated(mesh))
-    step = jax.jit(make_step(config, steps), in_shardings=(shardings, sharding.batch_sharding(mesh)), out_shardings=out)
+    step = jit_step(config, steps, mesh, shardings)
     losses = []
     for i in range(steps):
         state, metrics = step(state, draw(jnp.uint32(0), jnp.int32(i)))

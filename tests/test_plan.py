@@ -8,6 +8,7 @@ from sd3_jax.config import resolve
 from sd3_jax.errors import UserError
 from sd3_jax.sweep import plan as plans
 from sd3_jax.sweep import spec
+from sd3_jax.training import checkpoint
 
 SHIPPED = sorted(path.stem for path in experiments.SWEEPS.glob("*.yaml"))
 
@@ -34,16 +35,24 @@ def test_figure8_costs_what_arithmetic_says():
         assert cell.images == 2_048_000_000
     assert result.cells[0].flops == pytest.approx(8.894e20, rel=1e-4)
     assert result.flops == sum(train_flops_by_hand(depth) for depth in (15, 18, 21, 24, 30, 38)) * 4096 * 500_000
-    assert result.device_hours == pytest.approx(result.flops / (0.4 * 989e12) / 3600, rel=1e-12)
+    assert result.chip_hours == pytest.approx(result.flops / (0.4 * 989e12) / 3600, rel=1e-12)
     assert result.cells[-1].checkpoint_bytes == 16 * 8_056_617_792
+    assert result.cells[-1].stored_bytes == checkpoint.NEWEST * 16 * 8_056_617_792
 
 
-def test_hardware_and_chips_set_the_time():
-    slow, fast = plan_of("figure8", hardware="v5e"), plan_of("figure8", hardware="v6e", mfu=0.5, chips=256)
-    assert slow.device_hours / fast.device_hours == pytest.approx(918 * 0.5 / (197 * 0.4))
-    assert plans.to_json(fast)["total"]["hours"] == pytest.approx(fast.device_hours / 256)
+def test_hardware_sets_time_and_price():
+    slow, fast = plan_of("figure8", hardware="v5e-256"), plan_of("figure8", hardware="v6e-256", mfu=0.5, price=2.0)
+    assert slow.chip_hours / fast.chip_hours == pytest.approx(918 * 0.5 / (197 * 0.4))
+    assert plans.to_json(fast)["total"]["hours"] == pytest.approx(fast.chip_hours / 256)
+    assert fast.cost == pytest.approx(2 * fast.chip_hours) == sum(cell.cost for cell in fast.cells)
     measured = plan_of("figure8_cpu", flops_per_second=3e10)
-    assert measured.device_hours * 3600 == pytest.approx(measured.flops / 3e10)
+    assert measured.chip_hours * 3600 == pytest.approx(measured.flops / 3e10)
+
+
+def test_the_units_of_a_slice_are_chips():
+    result = plan_of("figure8", hardware="v5p-128")
+    assert result.speed.chips == 64
+    assert {cell.mesh for cell in result.cells} == {(4, 16)}
 
 
 def test_isoflop_runs_end_at_the_largest_budget_they_serve():
@@ -119,8 +128,10 @@ def test_a_budget_with_two_depths_is_named():
         ({"mfu": 0.0}, "--mfu"),
         ({"mfu": 40.0}, "--mfu"),
         ({"mfu": float("nan")}, "--mfu"),
-        ({"chips": 0}, "--chips"),
+        ({"hardware": "v5p-100"}, "nearest: v5p-128, v5p-64"),
         ({"flops_per_second": 0.0}, "--flops-per-second"),
+        ({"price": -1.0}, "--price"),
+        ({"price": float("inf")}, "--price"),
     ],
 )
 def test_impossible_hardware_is_refused(options, words):

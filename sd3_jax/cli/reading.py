@@ -20,7 +20,7 @@ def fit(runs: RunsArgument, json_file: JsonOption = None) -> None:
     import analysis
     from analysis import report
 
-    table = _load_runs(runs)
+    table = load_runs(runs)
     points = analysis.points_on_law(table)
     law = analysis.fit_points(points)
     hold_out = _hold_out(points)
@@ -48,7 +48,7 @@ def isoflop(
     import analysis
     from analysis import report
 
-    table = _load_runs(runs)
+    table = load_runs(runs)
     found = analysis.isoflop(table)
     numbers = report.isoflop_numbers(found)
     lines = terminal.isoflop_lines(found.budgets, found.exponents, found.ci95)
@@ -72,7 +72,7 @@ def predict(
 
     if not all(0 < budget < float("inf") for budget in flops):
         raise UserError("--flops: a budget is a positive number")
-    points = analysis.points_on_law(_load_runs(runs))
+    points = analysis.points_on_law(load_runs(runs))
     law = analysis.fit_points(points)
     hold_out = _hold_out(points)
     best = analysis.implied(law, flops)
@@ -142,7 +142,7 @@ def figure(
         drawing = analysis.contact_sheet(runs)
         name = f"{name}_pictures"
     else:
-        table, scores = _load_runs(runs), None
+        table, scores = load_runs(runs), None
         try:
             scores = analysis.load_scores(runs, setting=configs.parse_assignments(where or []))
         except UserError as error:
@@ -160,7 +160,7 @@ def figure(
     terminal.written(analysis.save(drawing.figure, drawing.numbers, out / name))
 
 
-def _load_runs(runs: Path) -> Any:
+def load_runs(runs: Path) -> Any:
     """The runs table; what was skipped is said on standard error."""
     import analysis
 

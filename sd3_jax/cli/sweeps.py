@@ -1,5 +1,6 @@
 """Plan, run and follow a sweep."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,36 +12,86 @@ from rich.live import Live
 from rich.text import Text
 
 from sd3_jax import records, terminal
+from sd3_jax.cli import submitting
 from sd3_jax.cli.options import JsonOption, RunsOption, SweepArgument, WorkersOption
+from sd3_jax.cli.reading import load_runs
+from sd3_jax.errors import UserError
 from sd3_jax.experiments import find_sweep
 
 WATCH_SECONDS = 2.0  # between two looks at a sweep
+_HARDWARE_HELP = "A TPU slice or GPUs: v5p-128, v6e-256, v5e-256, h100x8; of one H100, and no memory, unless given."
+_COMPILE_HELP = "Compile each step for the TPU slice, which need not be here, and refuse what does not fit."
+_PROPOSE_HELP = "Instead: print a sweep of isoFLOP valleys, in this one's setting, that takes so many FLOPs in all."
 app = typer.Typer(help="Plan, run and follow a sweep: many runs from one YAML file.", no_args_is_help=True)
+app.command("submit")(submitting.submit)
 
 
 @app.command("plan")
 def plan(
     file: SweepArgument,
-    hardware: Annotated[str, typer.Option(help="h100, h200, a100, v4, v5e, v5p or v6e.")] = "h100",
-    chips: Annotated[int, typer.Option(min=1, help="How many of them, as JAX counts devices.")] = 1,
+    hardware: Annotated[str | None, typer.Option(metavar="NAME", help=_HARDWARE_HELP)] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help=_COMPILE_HELP)] = False,
     mfu: Annotated[float, typer.Option(help="Model FLOPs utilisation: the share of the peak that is reached.")] = 0.40,
     flops_per_second: Annotated[
         float | None,
-        typer.Option(help="A rate that was measured, instead of hardware and MFU; 3e10 for two CPU cores."),
+        typer.Option(help="A chip's rate that was measured, instead of the MFU; 3e10 for two CPU cores."),
     ] = None,
+    price: Annotated[float | None, typer.Option(help="Of one chip for an hour, in any currency.")] = None,
+    propose: Annotated[float | None, typer.Option(metavar="FLOPS", help=_PROPOSE_HELP)] = None,
+    law: Annotated[Path | None, typer.Option(metavar="RUNS", help="For --propose: fit the law to these runs.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Show what every cell of a sweep will cost, and name cells too short to mean anything. Nothing is run.
+    """Show what every cell will cost and whether it fits, before it is paid for. Nothing is run.
 
-    Example: sd3-jax sweep plan figure8 --hardware v5p --chips 64
+    Exit status 2 if a cell cannot run as it is written: its mesh or, with --compile, its memory.
+
+    Example: sd3-jax sweep plan figure8 --hardware v5p-128 --compile --price 4.2
     """
     from sd3_jax.sweep import plan as plans
+    from sd3_jax.sweep import plan_table
 
+    if law is not None and propose is None:
+        raise UserError("--law: is for --propose, which says how much to spend in all")
+    if propose is not None:
+        _propose(find_sweep(file), propose, law)
+        return
     path, cells = _load_sweep(file)
-    result = plans.plan(cells, plans.speed(hardware, chips, mfu, flops_per_second))
-    table = plans.table(result, f"{path}: {len(cells)} cells")
+    rate = plans.speed(hardware, mfu, flops_per_second, price)
+    compiled = None
+    if compile_:
+        from sd3_jax.sweep import compile as compiler
+
+        slice_ = compiler.compilable(rate.hardware)
+        fitting = [cell for cell, cost in zip(cells, plans.plan(cells, rate).cells, strict=True) if not cost.refused]
+        compiled = compiler.compile_cells(fitting, slice_, lambda line: print(line, file=sys.stderr, flush=True))
+    result = plans.plan(cells, rate, compiled)
+    table = plan_table.table(result, f"{path}: {len(cells)} cells")
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
-    terminal.show([table, *plans.budget_lines(result), *warnings], plans.to_json(result), json_file)
+    terminal.show([table, *plan_table.budget_lines(result), *warnings], plans.to_json(result), json_file)
+    if result.refusals:
+        refused = sum(cell.refused is not None for cell in result.cells)
+        raise UserError(f"{path}: {refused} of {len(cells)} cells cannot run as written: {'; '.join(result.refusals)}")
+
+
+def _propose(path: Path, total: float, runs: Path | None) -> None:
+    """Print a sweep's YAML of isoFLOP valleys for a total of FLOPs."""
+    from sd3_jax.sweep import propose
+
+    if runs is None:
+        print(propose.proposal(path, total), end="")
+        return
+    if not 0 < total < float("inf"):
+        raise UserError(f"--propose: {total} is not a number of FLOPs")
+    import numpy as np
+
+    import analysis
+
+    budgets = np.geomspace(total / 1e5, total, 200)
+    best = np.log(analysis.implied(analysis.fit(load_runs(runs)), budgets)["params"].to_numpy(float))
+    optimum = propose.Optimum(
+        lambda _, budget: float(np.exp(np.interp(np.log(budget), np.log(budgets), best))), f"the law of {runs}"
+    )
+    print(propose.proposal(path, total, optimum), end="")
 
 
 @app.command("run")

@@ -52,7 +52,8 @@ def make_eval(config: RunConfig, model: nn.Module, mesh: Mesh) -> Any:
             velocity = lambda z, t: model.apply({"params": params}, z, t, batch.tokens, batch.pooled)  # noqa: E731
             return objectives.velocity_loss(velocity, batch.x0, eps, jnp.full(len(eps), t))
 
-        return jax.lax.map(at, (times, jnp.moveaxis(eps, 1, 0)))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for layers.along_batch
+            return jax.lax.map(at, (times, jnp.moveaxis(eps, 1, 0)))
 
     def evaluate(params: Any) -> dict[str, float]:
         table = [np.asarray(losses(params, *draw(example))).T for example in chunks]

@@ -59,7 +59,7 @@ def load(path: Path) -> list[Cell]:
 
     Raises UserError that names the file for whatever is wrong with it.
     """
-    document = _read(path)
+    document = read(path)
     try:
         experiment = load_experiment(document["experiment"], path.parent)
     except UserError as error:
@@ -100,8 +100,8 @@ def branch_step(config: RunConfig) -> int:
     return configs.cooldown_start(config.optimizer, total_steps(config))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The document, with the types of its three sections checked."""
+def read(path: Path) -> dict[str, Any]:
+    """The document, with the types of its three sections checked. Raises UserError that names the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sd3_jax.config import MeshConfig
-from sd3_jax.errors import UserError
+from sd3_jax.layout import mesh_shape
 
 SMALL = 2**18  # numbers; smaller parameters are replicated
 
@@ -18,18 +18,17 @@ SMALL = 2**18  # numbers; smaller parameters are replicated
 def make_mesh(config: MeshConfig, batch: int, among: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices (or those given) as data x fsdp; data = -1 means what is left.
 
-    Raises UserError if they, or the batch, do not divide.
+    Raises UserError if they, the batch, or the sides of a torus of chips do not divide.
     """
-    devices = len(among or jax.devices())
-    data, fsdp = config.data, config.fsdp
-    data = devices // fsdp if data == -1 else data
-    if data * fsdp != devices:
-        raise UserError(f"mesh: data {config.data} x fsdp {config.fsdp} does not fit {devices} devices")
-    if batch % (devices * config.accumulate):
-        parts = f" times {config.accumulate} parts (mesh.accumulate)" if config.accumulate > 1 else ""
-        raise UserError(f"batch: {batch} is not divisible by the {devices} devices of the mesh{parts}")
+    devices = jax.devices() if among is None else among
+    shape = mesh_shape(config, batch, len(devices))
     auto = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=auto, devices=among)
+    try:
+        return jax.make_mesh(shape, ("data", "fsdp"), axis_types=auto, devices=devices)
+    except NotImplementedError:  # JAX's word, at length, for axes that do not follow the links between the chips
+        sides = np.max([getattr(device, "coords", (0,)) for device in devices], axis=0) + 1
+        mesh_shape(config, batch, len(devices), [int(side) for side in sides if side > 1])
+        raise
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int, stacked: bool) -> P:
