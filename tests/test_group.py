@@ -103,7 +103,12 @@ def test_settings_that_are_no_group_are_one_clear_line(environ: dict[str, str], 
 
 
 def test_a_process_alone_is_no_group() -> None:
-    for environ in ({}, {"SLURM_STEP_NUM_TASKS": "1"}, {"TPU_WORKER_HOSTNAMES": "localhost"}):
+    for environ in (
+        {},
+        {"SD3_JAX_ALONE": "1", "SLURM_STEP_NUM_TASKS": "4"},
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+    ):
         assert not group.is_group(environ)
         group.start(environ)
     for environ in ({"SLURM_STEP_NUM_TASKS": "4"}, {"TPU_WORKER_HOSTNAMES": "a,b"}, {"JAX_COORDINATOR_ADDRESS": "a:1"}):

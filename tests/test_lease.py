@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,21 +90,21 @@ def test_a_process_number_that_was_given_anew_is_not_the_holder(tmp_path: Path) 
     assert Watch().is_alive(tmp_path)
 
 
-def _race(run_dir: Path, start: float, won: multiprocessing.Queue) -> None:
+def _race(run_dir: Path, together: Any, won: Any) -> None:
     watch = Watch()
-    time.sleep(max(0.0, start - time.time()))
+    together.wait()
     found = lease.claim(run_dir, watch)
     won.put(found.number if found else None)
-    time.sleep(0.5)
+    together.wait()  # nobody leaves before all have tried
 
 
 def test_of_many_that_claim_at_once_one_wins(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    won = context.Queue()
-    racers = [context.Process(target=_race, args=(tmp_path, time.time() + 3, won)) for _ in range(6)]
+    won, together = context.Queue(), context.Barrier(6, timeout=120)
+    racers = [context.Process(target=_race, args=(tmp_path, together, won)) for _ in range(6)]
     for racer in racers:
         racer.start()
-    numbers = [won.get(timeout=60) for _ in racers]
+    numbers = [won.get(timeout=120) for _ in racers]
     for racer in racers:
         racer.join()
     assert sorted(number for number in numbers if number) == [1]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -194,7 +195,7 @@ def _start(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environ, "SD3_JAX_LEASE": str(claim.number)},
+                env={**os.environ, **environ, "SD3_JAX_LEASE": str(claim.number), "SD3_JAX_ALONE": "1"},
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the cells
             )
     except OSError:
@@ -279,9 +280,11 @@ def stoppable() -> Iterator[None]:
     """
 
     def interrupt(signum: int, frame: object) -> None:
+        for number in previous:  # once is enough: a second would cut short how the cells are stopped
+            signal.signal(number, signal.SIG_IGN)
         raise Stopped(f"stopped by {signal.Signals(signum).name}; the same command goes on")
 
-    previous = {}
+    previous: dict[signal.Signals, Any] = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             previous[number] = signal.signal(number, interrupt)

@@ -71,12 +71,14 @@ def read_state(cell: Cell, runs_dir: Path) -> CellState:
     step = train.get("step", 0)
     state: State
     silent = lease.silent_seconds(run_dir)
-    if silent is not None:
+    if on_disk == "done" and _steps_on_disk(run_dir) == steps:
+        state = "done"  # whether or not its holder has left yet
+    elif silent is not None:
         state = "running" if silent < lease.LEASE_SECONDS else "stalled"
-    elif on_disk == "started" or (on_disk == "done" and _steps_on_disk(run_dir) != steps):
+    elif on_disk in ("started", "done"):  # done, but of a shorter sweep
         state = "interrupted"
     else:
-        state = on_disk
+        state = "failed" if on_disk == "failed" else "waiting"
     why = ""
     if state == "stalled":
         why = f"{lease.holder(run_dir)} has been silent for {silent:.0f} s"

@@ -25,6 +25,8 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
 
     Raises UserError for settings that are no group, and where the others cannot be reached.
     """
+    if environ.get("SD3_JAX_ALONE"):
+        return
     names = ("SD3_JAX_COORDINATOR", "SD3_JAX_PROCESSES", "SD3_JAX_PROCESS")
     given = [name for name in names if environ.get(name)]
     arguments: dict[str, Any] = {}
@@ -51,7 +53,12 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def is_group(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment says that this process is one of several."""
+    """Whether the environment says that this process is one of several.
+
+    Not so with ``SD3_JAX_ALONE``, which a sweep sets: its workers may be a step of Slurm's, its cells are apart.
+    """
+    if environ.get("SD3_JAX_ALONE"):
+        return False
     if environ.get("SD3_JAX_COORDINATOR") or environ.get("JAX_COORDINATOR_ADDRESS"):
         return True
     hosts = [host for host in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
