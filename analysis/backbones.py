@@ -146,8 +146,9 @@ def _mean(own: pd.DataFrame) -> pd.DataFrame:
 def final(table: pd.DataFrame, panel: Panel) -> dict[str, Any]:
     """The last value of every backbone, best first, and which neighbours in that order are told apart.
 
-    The error of a difference joins what seeds differ by (pooled over the backbones that have several) with, where no
-    backbone has, that of pictures alone; a loss of single seeds has no error, and nothing is told apart by it.
+    A value's error is the larger of what seeds make (pooled over the backbones that have several) and what pictures
+    make; a loss of single seeds has none, and nothing is told apart by it. Told apart is no order: of three in a row
+    the first and the last may be where neither neighbours are.
     """
     last = table.loc[table.groupby("run")["step"].idxmax()]
     rows: list[dict[str, Any]] = []
@@ -185,18 +186,20 @@ def _warnings(
     notes = []
     if spread > APART:
         notes.append(f"the runs' training FLOPs differ by {spread:.1%}: they are not matched (within {APART:.0%}).")
-    others = [key for key in differences(runs) if key.startswith(("optimizer.", "batch"))]
+    others = [key for key in differences(runs) if key.startswith(("optimizer.", "batch", "init_from"))]
     if others:
         notes.append(f"the runs also differ in {', '.join(others)}.")
     for one in finals:
         if len({row["n"] for row in one["order"]}) > 1:
             notes.append(f"{one['name']} is of different numbers of pictures: its bias differs between backbones.")
-        if len(one["order"]) < len(finals[0]["order"]):
-            missing = {row["backbone"] for row in finals[0]["order"]} - {row["backbone"] for row in one["order"]}
-            notes.append(f"{one['name']} is missing for {', '.join(sorted(missing))}.")
-        early = tables[one["name"]].groupby("run")["step"].max() < tables[LOSS].groupby("run")["step"].max()
-        if early.any():
-            notes.append(f"the last {one['name']} of {', '.join(early[early].index)} is not of its last step.")
+        steps = tables[LOSS].groupby("run")["step"].max()
+        reached = tables[one["name"]].groupby("run")["step"].max().reindex(steps.index)  # nan: never scored
+        if reached.isna().any():
+            notes.append(f"{one['name']} is missing for the runs {', '.join(steps.index[reached.isna()])}.")
+        if (reached < steps).any():
+            notes.append(
+                f"the last {one['name']} of {', '.join(steps.index[reached < steps])} is not of its last step."
+            )
     if all(one["seed_freedom"] == 0 for one in finals):
         notes.append(
             "one seed of each backbone: no difference can be told from one between seeds; bars are of pictures alone."
@@ -280,7 +283,11 @@ def _sentence(one: Mapping[str, Any]) -> str:
         text += f"{joint}{row['backbone'].replace(', ', ' ')} {_value(row)}"
     if all(math.isnan(row["error"]) for row in rows):
         return f"{one['name']}, best first: {text}; one seed each, so no error."
-    close = f"≈: within {SIGMA:g} errors" if not all(one["told_apart"]) else f"all {SIGMA:g} errors or more apart"
+    close = (
+        f"≈: neighbours within {SIGMA:g} errors"
+        if not all(one["told_apart"])
+        else f"all {SIGMA:g} errors or more apart"
+    )
     how = f"seeds differ by {one['seed_sd']:.2g}" if one["seed_freedom"] else "errors of pictures alone"
     return f"{one['name']}, best first: {text} ({close}; {how})."
 
@@ -309,7 +316,8 @@ def _caption(numbers: Mapping[str, Any]) -> str:
     shown = {one["name"]: one["order"] for one in numbers["final"]}
     if "scene-frechet" in shown:
         n = sorted({row["n"] for row in shown["scene-frechet"]})
-        text += f"Dotted: as many true scenes; scene-frechet of {', '.join(f'{k:,}' for k in n)} pictures. "
+        many = ", ".join(f"{k:,}" for k in n)
+        text += f"Dotted: as many true scenes, through the autoencoder; scene-frechet of {many} pictures. "
     setting = numbers["setting"]
     if setting and len(shown) > 1:
         text += f"{setting['steps']} {str(setting['sampler']).capitalize()} steps, guidance {setting['guidance']:g}."

@@ -186,6 +186,8 @@ def points_on_law(
         points = points[points["loss"] > 0]
         notes.append("the loss is the mean over t = k/8, k = 1..7: level 0 left out.")
     if points.empty:
+        if set(kept["phase"]) == {"fine-tune"}:
+            raise UserError("no point on the law: the runs began from weights, of which size and images say nothing")
         raise UserError(
             f"no point on the law: of {_count(len(kept), 'validation point')} none has a constant rate "
             f"past the first {skip:.0%} of its run"

@@ -293,8 +293,9 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def scene_fields(data: DataConfig) -> dict[str, Any]:
-    """What pictures that are drawn and judged depend on: all but the buckets of training."""
-    return {key: value for key, value in dataclasses.asdict(data).items() if key != "buckets"}
+    """What pictures that are drawn and judged depend on: all but the buckets of training, and what is younger."""
+    fields = {key: value for key, value in dataclasses.asdict(data).items() if key != "buckets"}
+    return {key: value for key, value in fields.items() if YOUNGER.get(f"data.{key}", ...) != value}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

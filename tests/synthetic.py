@@ -127,10 +127,11 @@ TASKS = {
     "scene-compbench": ("color", "numeracy"),
     "proxy-preference": ("single_object", "counting", "position"),
 }
+HALVED = {"data.downsample": 4, "model.latent_size": 6, "model.patch": 2}  # as many tokens, which a UViT can make
 BACKBONES = {  # what the paper compares, and the share of its loss above E that each has of the law's
     "dit": ({"model.weight_sets": 1}, 1.25),
     "crossdit": ({"model.architecture": "crossdit"}, 1.06),
-    "uvit": ({"model.architecture": "uvit"}, 1.13),
+    "uvit": ({"model.architecture": "uvit"}, 0.95),
     "mmdit": ({}, 1.0),
     "mmdit3": ({"model.weight_sets": 3, "model.clip_tokens": 3}, 0.99),
 }
@@ -138,10 +139,12 @@ BACKBONES = {  # what the paper compares, and the share of its loss above E that
 
 def write_backbones(root: Path, seeds: int = 1, earlier: int = 3, steps: int = 2000, **changes) -> Path:
     """Runs of the five backbones as figure 4 has them, in files alone: losses, scores, distances from true scenes."""
+    budget = steps * flops.image_flops(bench_config(4, **HALVED))
     for name, (fields, share) in BACKBONES.items():
+        own = round(budget / flops.image_flops(bench_config(4, **HALVED, **fields)))  # the same FLOPs, nearly
         truth = TRUTH | {key: share * TRUTH[key] for key in ("A", "B")}
         for seed in range(seeds):
-            config = bench_config(4, seed, steps, **fields, **changes)
+            config = bench_config(4, seed, own, **HALVED, **fields, **changes)
             write_run(root, config, truth, noise=0.001, offset=0.004, name=f"{name}-s{seed}")
     write_scores(root, noise=0.05, earlier=earlier)
     for run_dir in records.find_runs(root):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from synthetic import BACKBONES, bench_config, write_backbones, write_run, write_sweep
+from synthetic import BACKBONES, HALVED, bench_config, write_backbones, write_run, write_sweep
 
 import analysis
 from analysis import backbones, quality
@@ -96,7 +96,8 @@ def test_one_seed_of_each_has_no_error_between_seeds(tmp_path):
 
 def test_what_makes_the_comparison_unfair_is_said(tmp_path):
     write_backbones(tmp_path, seeds=1)
-    longer = bench_config(4, 0, 2400, **{"model.weight_sets": 1, "optimizer.learning_rate": 2e-3})
+    steps = records.load_config(tmp_path / "dit-s0").steps * 6 // 5
+    longer = bench_config(4, 0, steps, **HALVED, **{"model.weight_sets": 1, "optimizer.learning_rate": 2e-3})
     records.write_atomic(tmp_path / "dit-s0" / "config.json", json.dumps(to_dict(longer)))
     write_run(tmp_path, longer, name="dit-s0")
     path = tmp_path / "uvit-s0" / "evals.jsonl"
@@ -109,6 +110,18 @@ def test_what_makes_the_comparison_unfair_is_said(tmp_path):
     assert "the runs also differ in optimizer.learning_rate" in text
     assert "scene-frechet is of different numbers of pictures" in text
     assert "the last scene-frechet of dit-s0 is not of its last step" in text
+
+
+def test_a_run_that_was_not_scored_is_named(tmp_path):
+    write_backbones(tmp_path, seeds=2)
+    path = tmp_path / "uvit-s1" / "evals.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in records.read_rows(path)[0] if "compbench" in row["name"]))
+    _, numbers = analysis.figure4(analysis.load(tmp_path), analysis.load_scores(tmp_path))
+    for one in numbers["final"][1:]:
+        assert f"{one['name']} is missing for the runs uvit-s1." in numbers["notes"]
+        assert {row["backbone"]: row["seeds"] for row in one["order"]} == {
+            label: 1 if label == "UViT" else 2 for label in LABELS.values()
+        }
 
 
 def test_texts_stay_inside_the_page_and_apart(figure4):

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import tiny, write_checkpoints
 
 from sd3_jax import records
+from sd3_jax.config import YOUNGER, DataConfig, scene_fields
 from sd3_jax.data import scenes
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import generate, prompts
@@ -164,6 +165,14 @@ def test_weights_are_read_without_the_optimizer(run):
     assert jax.tree.structure(raw) == jax.tree.structure(ema)
     different = [bool((a != b).any()) for a, b in zip(jax.tree.leaves(raw), jax.tree.leaves(ema), strict=True)]
     assert any(different)
+
+
+def test_pictures_older_than_a_field_of_the_scenes_are_drawn_on(run, drawn, asked):
+    """The field at the value of what those runs did: such settings know nothing of it."""
+    stored = json.loads((drawn / "settings.json").read_text())["data"]
+    assert not {f"data.{key}" for key in stored} & set(YOUNGER)
+    assert generate.sample(run, 8, asked, FEW, drawn) == drawn
+    assert "text_sequence" in scene_fields(DataConfig(text_sequence=True))
 
 
 def test_what_cannot_be_drawn_is_said(run, drawn, asked, tmp_path):

@@ -40,6 +40,12 @@ def test_training_rows(root):
     assert len(train) == len(analysis.load(root)) / 2
 
 
+def test_runs_that_began_from_weights_are_said_to_lie_on_no_law(root):
+    runs = analysis.load(root)
+    with pytest.raises(UserError, match="the runs began from weights"):
+        analysis.points_on_law(runs.assign(phase="fine-tune"))
+
+
 def test_points_on_the_law(root):
     runs = analysis.load(root)
     points = analysis.points_on_law(runs)
