@@ -204,6 +204,7 @@ def _as_entry(config: RunConfig) -> dict:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_equals_one_that_was_not_interrupted(tmp_path: Path) -> None:
     cost = 16 * flops.image_flops(bucketed())
     budgets = {"evaluation.budgets": [2.5 * cost]}
@@ -224,6 +225,7 @@ def test_a_run_that_goes_on_equals_one_that_was_not_interrupted(tmp_path: Path) 
     assert life["flops_per_image"] == flops.image_flops(bucketed())
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "SMALL", 64)
     config = bucketed()

@@ -92,6 +92,7 @@ def test_the_first_loss_is_that_of_the_sources_function(source: Path) -> None:
     assert first_loss(config, parameters(config)) == pytest.approx(float(np.mean((v - (eps - x0)) ** 2)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_begins_better_than_from_scratch_at_twice_the_resolution(source: Path) -> None:
     config = from_source(source, **LARGER, **{"model.qk_norm": True, "model.position_base": 3})
     scratch = jax.jit(make_init(config, 8))(jnp.uint32(0)).params
@@ -135,6 +136,7 @@ def test_a_released_table_is_kept_where_it_fits_and_a_computed_one_is_not(source
     np.testing.assert_array_equal(initial._table(released, model, other), grid(other, 7, 7))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_its_source_no_more_and_records_say_what_it_was(source: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(source, tmp_path / "moved")
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -542,13 +542,14 @@ def test_workers_that_ended_while_others_were_at_work_have_not_failed_if_every_c
 
 STOPPED = """\
 import sys
+from sd3_jax.errors import Stopped
 from sd3_jax.sweep import launch
 from sd3_jax.sweep.submission import Submission
 launch.command = lambda submission: [sys.executable, "worker.py", "hang"]
 try:
     launch.submit(Submission(sys.argv[1]))
-except KeyboardInterrupt:
-    sys.exit(130)
+except Stopped:
+    sys.exit(42)
 """
 
 
@@ -560,7 +561,7 @@ def test_stopping_the_submission_stops_its_workers(work):
             assert process.poll() is None
             time.sleep(0.05)
         process.terminate()
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=60) == 42
     finally:
         process.kill()
     started = records.read_rows(work / "starts.jsonl")[0]
