@@ -144,15 +144,16 @@ def _mean(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def final(table: pd.DataFrame, panel: Panel) -> dict[str, Any]:
-    """The last value of every backbone, best first, and which neighbours in that order are told apart.
+    """The value of every backbone at the last step that its seeds share, best first, and which neighbours differ.
 
     A value's error is the larger of what seeds make (pooled over the backbones that have several) and what pictures
     make; a loss of single seeds has none, and nothing is told apart by it. Told apart is no order: of three in a row
     the first and the last may be where neither neighbours are.
     """
-    last = table.loc[table.groupby("run")["step"].idxmax()]
     rows: list[dict[str, Any]] = []
-    for name, own in last.groupby("backbone"):
+    for name, every in table.groupby("backbone"):
+        shared = set.intersection(*(set(run["step"]) for _, run in every.groupby("run")))
+        own = every[every["step"] == max(shared)] if shared else every.loc[every.groupby("run")["step"].idxmax()]
         values, errors = own["value"].to_numpy(float), own["se"].to_numpy(float)
         rows.append(
             {

@@ -79,6 +79,8 @@ def score_points(scores: pd.DataFrame, name: str) -> pd.DataFrame:
     """
     check_one_backbone(scores)
     own = scores[(scores["name"] == name) & (scores["phase"] != "cooldown") & ~scores["cooldown"]]
+    if own["phase"].eq("fine-tune").nunique() > 1:
+        raise UserError("some runs began from weights and others did not: analyse them in directories of their own")
     overall = own[own["group"] == OVERALL].reset_index(drop=True)
     there = sorted(scores.loc[scores["group"] != OVERALL, "name"].unique())
     if name not in there or overall.empty:

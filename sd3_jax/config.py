@@ -480,12 +480,12 @@ def _check(config: RunConfig) -> None:
             f"model.clip_tokens: {model.clip_tokens} of {model.text_tokens} text tokens leave none of T5's, "
             "whose weights are the third of model.weight_sets 3"
         )
-    if model.architecture == "uvit" and (
-        model.patch < 2 or model.patch & (model.patch - 1) or model.width % model.patch
-    ):
+    if model.architecture == "uvit" and (model.patch < 2 or model.patch & (model.patch - 1)):
+        raise UserError(f"model.patch: a uvit halves the resolution down to a patch: {model.patch} is not 2, 4, 8, ...")
+    if model.architecture == "uvit" and model.width % model.patch:
         raise UserError(
-            f"model.patch: a uvit halves the resolution down to a patch: {model.patch} is not 2, 4, 8, ..., "
-            f"or the width {model.width} = head_dim * depth is not a multiple of {model.patch}"
+            f"model.head_dim: width {model.width} = head_dim * depth is not a multiple of model.patch {model.patch}, "
+            "and a uvit's channels halve as often as its resolution doubles"
         )
     if model.dual_attention and (model.architecture != "mmdit" or model.weight_sets == 1):
         raise UserError("model.dual_attention: image tokens that attend apart need weights of their own: mmdit, 2 sets")

@@ -176,7 +176,7 @@ def total_steps(config: RunConfig) -> int:
 
 
 def steps_within(config: RunConfig, budget: float) -> int:
-    """The last step at which a run has spent no more than ``budget`` training FLOPs."""
+    """The last step at which a run has spent no more than ``budget`` training FLOPs, at its mean image's cost."""
     return int(budget // (config.batch * image_flops(config)))
 
 

@@ -240,7 +240,10 @@ def test_rivals_take_other_sizes_and_refuse_what_does_not_fit(name: str) -> None
         ({"model.weight_sets": 4}, "out of range"),
         ({"model.architecture": "dit"}, "'dit' is not one of mmdit, crossdit, uvit"),
         ({"model.architecture": "uvit", "model.patch": 1}, "1 is not 2, 4, 8"),
-        ({"model.architecture": "uvit", "model.patch": 8, "model.depth": 1, "model.head_dim": 12}, "multiple of 8"),
+        (
+            {"model.architecture": "uvit", "model.patch": 8, "model.depth": 1, "model.head_dim": 12},
+            "multiple of model.patch 8",
+        ),
         ({"model.architecture": "crossdit", "model.dual_attention": [0]}, "weights of their own"),
         ({"model.weight_sets": 1, "model.dual_attention": [0]}, "weights of their own"),
         ({"data.text_sequence": True, "data.text_parts": 1}, "takes two parts"),

@@ -58,6 +58,15 @@ def test_points_of_a_score_carry_their_prompts(scores):
     assert len({tuple(group) for group in points["group"]}) == 1
 
 
+def test_runs_that_began_from_weights_are_no_points_of_the_others_curve(scores):
+    mixed = scores.copy()
+    mixed.loc[mixed["run"] == mixed["run"].iloc[0], "phase"] = "fine-tune"
+    with pytest.raises(UserError, match="some runs began from weights and others did not"):
+        score_points(mixed, "scene-geneval")
+    mixed["phase"] = "fine-tune"  # a study of its own
+    assert len(score_points(mixed, "scene-geneval")) == len(score_points(scores, "scene-geneval"))
+
+
 def test_scores_of_other_settings_and_broken_lines_are_said(root, tmp_path):
     other = tmp_path / "runs"
     shutil.copytree(root, other)

@@ -55,13 +55,6 @@ def moments(features: Float[np.ndarray, "n d"]) -> Moments:
     return Moments(len(rows), mean, (rows - mean).T @ (rows - mean))
 
 
-def merge(one: Moments, other: Moments) -> Moments:
-    """The moments of both sets together (Chan, Golub and LeVeque 1979)."""
-    n, apart = one.n + other.n, other.mean - one.mean
-    mean = one.mean + apart * (other.n / n)
-    return Moments(n, mean, one.scatter + other.scatter + np.outer(apart, apart) * (one.n * other.n / n))
-
-
 def frechet(one: Moments, other: Moments) -> float:
     """The squared distance of the Gaussians, at least 0; symmetric.
 

@@ -98,7 +98,7 @@ def make_draw(config: RunConfig, mesh: Mesh) -> Any:
     buckets = config.data.buckets
     if not buckets:
         return whole
-    return lambda seed, step: whole(seed, step, buckets[bucket_of(config.seed, int(step), len(buckets))])
+    return lambda seed, step: whole(seed, step, buckets[bucket_of(int(seed), int(step), len(buckets))])
 
 
 def make_step(config: RunConfig, steps: int) -> Any:
