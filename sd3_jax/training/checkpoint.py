@@ -109,6 +109,8 @@ def _disk(directory: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
+        if group.is_broken(error):
+            raise
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"{directory}: cannot save a checkpoint ({reason}); the last good one is kept") from None
 
@@ -230,5 +232,7 @@ def _readable(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if group.is_broken(error):  # nothing is wrong with the checkpoint
+            raise
         reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
         raise UserError(f"{path}: cannot be restored ({reason})" + (f"; {advice}" if advice else "")) from None
