@@ -13,8 +13,8 @@ from rich.console import Console
 from sd3_jax import lease, overlays, platform, records
 from sd3_jax.errors import UserError
 from sd3_jax.lease import Watch
+from sd3_jax.sweep import claims, spec, status
 from sd3_jax.sweep import run as runner
-from sd3_jax.sweep import spec, status
 from sd3_jax.training.optimizer import cooldown_start
 
 EXPERIMENT = textwrap.dedent(
@@ -332,14 +332,19 @@ def test_two_runners_share_a_sweep_and_run_no_cell_twice(bench):
     assert set(bench.states().values()) == {"done"}
 
 
-def test_a_cell_that_another_runner_has_just_finished_is_not_started(bench):
+def test_a_cell_that_another_worker_finishes_as_it_is_claimed_is_not_run(bench, monkeypatch):
     (cell,) = bench.sweep("cells: [{model.depth: 2}]")
     runner.prepare([cell], bench.runs)
-    run_dir = bench.runs / cell.name
-    records.finish(run_dir, {})
-    assert runner._start(cell, bench.runs, {}, bench.command(run_dir, None), 0, Watch()) is None
-    assert bench.started() == []
-    assert not Watch().is_alive(run_dir)
+    claim = lease.claim
+
+    def too_late(run_dir, watch):
+        records.finish(run_dir, {})
+        return claim(run_dir, watch)
+
+    monkeypatch.setattr(lease, "claim", too_late)
+    assert claims.claim_next([cell], bench.runs, Watch()) is True
+    assert not Watch().is_alive(bench.runs / cell.name)
+    assert claims.claim_next([cell], bench.runs, Watch()) is False
 
 
 def test_cells_outlive_a_killed_runner_under_their_lease(bench):
