@@ -28,6 +28,7 @@ test: check
 	$(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: setup
+	$(BIN)/pip install --quiet --editable '.[dev,trackers]'
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 test-parity: setup

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sd3_jax import config as configs
+from sd3_jax import overlays
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.flops import total_steps
@@ -121,7 +122,7 @@ def load_config(run_dir: Path) -> RunConfig:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: is not a JSON object")
     try:
-        return configs.resolve(tree)
+        return overlays.resolve(tree)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

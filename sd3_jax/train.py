@@ -21,7 +21,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sd3_jax import config as configs
-from sd3_jax import flops, initial, records
+from sd3_jax import flops, initial, records, trackers
 from sd3_jax.config import RunConfig, cooldown_start
 from sd3_jax.errors import RunFailed, Stopped, UserError
 from sd3_jax.evaluation import validation
@@ -48,6 +48,7 @@ def train(
     """
     # --- what is asked for -----------------------------------------------------------------------------------
     steps = flops.total_steps(config)
+    trackers.check(config.trackers)
     mesh = sharding.make_mesh(config.mesh, config.batch)
     writes = jax.process_index() == 0
     check = lease.check if lease else lambda: None
@@ -103,11 +104,13 @@ def train(
             seconds = round(seconds_before + time.monotonic() - began, 3)
             row = {"split": split, **spent, "seconds": seconds, **values}
             records.append(run_dir / "metrics.jsonl", row, check)
+            track(row)
 
     # --- the loop ---------------------------------------------------------------------------------------------
     pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row, still on the device
     tick = time.monotonic()
-    with _progress(run_dir.name, steps, start) as report, group.told_to_stop() as stop:
+    copies = trackers.tracking(config.trackers if writes else (), run_dir, configs.to_dict(config))
+    with copies as track, _progress(run_dir.name, steps, start) as report, group.told_to_stop() as stop:
         for step in range(start + 1, steps + 1):
             state, metrics = train_step(state, draw(seed, np.int32(step - 1)))
             pending.append(metrics)

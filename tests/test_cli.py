@@ -11,7 +11,7 @@ import pytest
 
 import sd3_jax
 from sd3_jax import cli, experiments, lease, platform, records
-from sd3_jax.config import resolve
+from sd3_jax.overlays import resolve
 from sd3_jax.sweep import run as runner
 from sd3_jax.sweep import spec, status
 

@@ -17,8 +17,8 @@ import yaml
 
 import sd3_jax
 from sd3_jax import cli, flops, hardware, platform, records
-from sd3_jax.config import resolve
 from sd3_jax.errors import RunFailed, UserError
+from sd3_jax.overlays import resolve
 from sd3_jax.sweep import launch, slurm
 from sd3_jax.sweep.submission import Submission
 

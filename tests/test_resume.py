@@ -16,7 +16,7 @@ import pytest
 from tiny import tiny
 
 from sd3_jax import config as configs
-from sd3_jax import records
+from sd3_jax import overlays, records
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import generate
@@ -132,7 +132,7 @@ def test_a_longer_run_goes_on_and_another_run_is_refused(finished: Path, tmp_pat
 
 def test_divergence_stops_the_run_says_why_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     config = tiny(checkpoint_seconds=0.0, **{"optimizer.learning_rate": 10.0, "optimizer.clip_norm": 0, "steps": 400})
-    config = configs.resolve(configs.to_dict(config), {"model.qk_norm": False, "optimizer.drops": [[5, 1e30]]})
+    config = overlays.resolve(configs.to_dict(config), {"model.qk_norm": False, "optimizer.drops": [[5, 1e30]]})
     with pytest.raises(Diverged, match="not finite"):
         train(config, tmp_path / "run")
     assert records.status(tmp_path / "run") == "failed"

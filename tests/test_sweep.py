@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sd3_jax import config as configs
-from sd3_jax import lease, platform, records
+from sd3_jax import lease, overlays, platform, records
 from sd3_jax.errors import UserError
 from sd3_jax.lease import Watch
 from sd3_jax.sweep import claims, spec, status
@@ -219,7 +218,7 @@ def test_a_cooldown_finds_its_parent_which_keeps_the_checkpoint():
 @pytest.mark.parametrize("steps", [1, 7, 250, 2001])
 @pytest.mark.parametrize("cooldown", [0.0, 0.1, 0.25, 0.333, 1.0])
 def test_branches_start_where_the_schedule_begins_to_cool(steps, cooldown):
-    config = configs.resolve({"steps": steps, "optimizer.cooldown": cooldown})
+    config = overlays.resolve({"steps": steps, "optimizer.cooldown": cooldown})
     assert spec.branch_step(config) == cooldown_start(config.optimizer, steps)
 
 
@@ -315,7 +314,7 @@ def test_a_longer_sweep_goes_on_with_its_done_cells(bench):
 
 
 def test_a_conflict_is_found_before_anything_runs_or_is_written(bench):
-    other = configs.resolve({"steps": 100, "model.depth": 4, "batch": 8})
+    other = overlays.resolve({"steps": 100, "model.depth": 4, "batch": 8})
     records.open_run(bench.runs / "d04-s0", other)
     with pytest.raises(UserError, match=r"d04-s0: holds another run \(.*batch: 8 -> 256.*\)"):
         bench.run()

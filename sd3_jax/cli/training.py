@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sd3_jax import config as configs
-from sd3_jax import lease, platform, records
+from sd3_jax import lease, overlays, platform, records
 from sd3_jax.cli.options import ExperimentArgument, SetOption
 from sd3_jax.errors import LeaseLost, UserError
 from sd3_jax.experiments import load_experiment
@@ -31,7 +30,7 @@ def train(
 
     Example: sd3-jax train scenes_cpu --run runs/d4 --set model.depth=4 --set steps=500
     """
-    config = configs.resolve(load_experiment(experiment), configs.parse_assignments(set_ or []))
+    config = overlays.resolve(load_experiment(experiment), overlays.parse_assignments(set_ or []))
     is_new = not run.exists()
     total_steps(config)
     records.check_run(run, config)
@@ -85,8 +84,8 @@ def scenes(
 
     Example: sd3-jax scenes scenes_cpu --out scenes.png
     """
-    overlay = configs.parse_assignments(set_ or [])
-    config = configs.resolve({"steps": 1}, load_experiment(experiment), overlay)
+    overlay = overlays.parse_assignments(set_ or [])
+    config = overlays.resolve({"steps": 1}, load_experiment(experiment), overlay)
     platform.prepare()
     from sd3_jax.contact import contact_sheet
 

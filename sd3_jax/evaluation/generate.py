@@ -30,7 +30,8 @@ from jaxtyping import Array, Float, Int, UInt8, UInt32
 from PIL import Image
 
 from sd3_jax import records
-from sd3_jax.config import RunConfig, fingerprint, scene_fields, size_problem
+from sd3_jax.checks import size_problem
+from sd3_jax.config import RunConfig, fingerprint, scene_fields
 from sd3_jax.data import scenes
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import prompts as asked

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from sd3_jax import lease, platform, records
+from sd3_jax import lease, platform, records, trackers
 from sd3_jax.errors import LeaseLost, Stopped, UserError
 from sd3_jax.lease import Lease, Watch
 from sd3_jax.sweep.claims import Claim, claim_next
@@ -69,6 +69,7 @@ def prepare(cells: Sequence[Cell], runs_dir: Path) -> None:
     """
     for cell in cells:
         records.check_run(runs_dir / cell.name, cell.config)
+        trackers.check(cell.config.trackers)
         begun = (runs_dir / cell.name / "checkpoints").exists()
         if cell.config.init_from and not begun and not Path(cell.config.init_from).exists():
             raise UserError(f"{cell.name}: init_from: {cell.config.init_from}: no such file or directory")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd3_jax import hardware, records
-from sd3_jax.config import read_yaml
 from sd3_jax.errors import UserError
 from sd3_jax.experiments import find_sweep
 from sd3_jax.hardware import Hardware
+from sd3_jax.overlays import read_yaml
 from sd3_jax.sweep import spec
 
 LAUNCHERS = ("local", "slurm", "jobset", "tpu-vm")
