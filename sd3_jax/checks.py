@@ -1,5 +1,7 @@
 """Which fields of a configuration go together: what can be drawn, cut into tokens, and divided over a mesh."""
 
+import re
+
 from sd3_jax.config import LENGTHS, DataConfig, ModelConfig, RunConfig
 from sd3_jax.errors import UserError
 
@@ -125,6 +127,10 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"batch: {config.batch} is not divisible by the mesh, data {config.mesh.data} x fsdp {config.mesh.fsdp} "
             f"devices, times {config.mesh.accumulate} parts (mesh.accumulate)"
+        )
+    if config.checkpoint_root and not re.match("/|gs://[a-z0-9]", config.checkpoint_root):
+        raise UserError(
+            f"checkpoint_root: {config.checkpoint_root!r} is neither gs://bucket/folder nor an absolute path"
         )
     for drop in config.optimizer.drops:
         if len(drop) != 2 or drop[0] < 1 or drop[1] <= 0:

@@ -182,12 +182,14 @@ class RunConfig:
     log_every: int = _bounded(50, 1, 10**9)  # steps to a row of the training loss
     checkpoint_seconds: float = _bounded(300.0, 0, 1e9)  # wall-clock time between checkpoints
     keep_steps: tuple[int, ...] = _bounded((), 1, 10**10)  # steps whose checkpoint is never deleted
+    checkpoint_root: str = ""  # gs://bucket/sweep or an absolute path, where a folder of each run has its checkpoints
+    # and a copy of its records; empty: its own directory
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # what metrics.jsonl is copied to as well
 
 
 LENGTHS = ("steps", "images", "flops")
 # What may differ between two lives of one run; everything else is its identity.
-FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", "trackers", *LENGTHS)
+FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", "checkpoint_root", "trackers", *LENGTHS)
 # Fields younger than the first records, and what those runs did: at that value they are no part of an identity.
 YOUNGER: dict[str, Any] = {
     "model.architecture": "mmdit",

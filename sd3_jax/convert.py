@@ -52,7 +52,8 @@ _FIELDS = {
 
 def is_run(path: Path) -> bool:
     """Whether this is a run directory, and not a folder of diffusers'."""
-    return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
+    ours = (path / "checkpoints").is_dir() or (path / "lives.jsonl").is_file()
+    return ours and (path / "config.json").is_file()
 
 
 def to_run(source: Path, target: Path, overlay: Mapping[str, Any]) -> RunConfig:

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from sd3_jax import bucket, convert, records
 from sd3_jax import config as configs
-from sd3_jax import convert, records
 from sd3_jax.config import ModelConfig, RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import generate
@@ -59,7 +59,7 @@ def find(config: RunConfig) -> Source:
 
 def _of_run(path: Path, config: RunConfig) -> Source:
     own = records.load_config(path)
-    saved = checkpoint.saved_steps(path / "checkpoints")
+    saved = checkpoint.saved_steps(bucket.checkpoints(path, own))
     if not saved:
         raise UserError(f"{path}: has no checkpoint to start from")
     step = config.init_step or saved[-1]

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sd3_jax import bucket, flops, initial, records, trackers
 from sd3_jax import config as configs
-from sd3_jax import flops, initial, records, trackers
 from sd3_jax.config import RunConfig, cooldown_start
 from sd3_jax.errors import RunFailed, Stopped, UserError
 from sd3_jax.evaluation import validation
@@ -53,6 +53,7 @@ def train(
     writes = jax.process_index() == 0
     check = lease.check if lease else lambda: None
     if writes:
+        bucket.pull(run_dir, config)
         records.open_run(run_dir, config)
     if group.agreed(records.status(run_dir) == "done"):
         return records.read_rows(run_dir / "DONE")[0][0]
@@ -73,7 +74,9 @@ def train(
         print(f"note: {branch_from} has no checkpoint at the cooldown: {run_dir} starts at {start}", file=sys.stderr)
     if source:
         own = source == run_dir
-        state, start = checkpoint.restore_newest(source / "checkpoints", start, shapes, shardings, set_aside=own)
+        state, start = checkpoint.restore_newest(
+            bucket.checkpoints(source, config), start, shapes, shardings, set_aside=own
+        )
     elif given:
         params = initial.parameters(given, config.model, mesh)
         state = jax.jit(make_begin(config, steps), out_shardings=shardings, donate_argnums=0)(params)
@@ -91,8 +94,8 @@ def train(
     draw = make_draw(config, mesh)
     train_step = jit_step(config, steps, mesh, shardings)
     evaluate = validation.make_eval(config, make_model(config.model, config.mesh), mesh)
-    owner = group.agreed(lease.number if lease else 0)
-    saver = checkpoint.Saver(run_dir / "checkpoints", config.keep_steps, owner, check)
+    owner, folder = group.agreed(lease.number if lease else 0), bucket.checkpoints(run_dir, config)
+    saver = checkpoint.Saver(folder, config.keep_steps, owner, check, lambda: bucket.push(run_dir, config))
     rate_of = optimizer.schedule(config.optimizer, config.model.width, steps)
     peak = flops.peak_flops(jax.devices()[0].device_kind)
     began = saved = time.monotonic()
@@ -137,6 +140,7 @@ def train(
                     why = f"loss is not finite between steps {step - len(pending) + 1} and {step}"
                     if writes:
                         records.fail(run_dir, why, check)
+                        bucket.push(run_dir, config)
                     raise Diverged(f"{run_dir}: {why}")
                 pending = []
                 if due:
@@ -169,12 +173,13 @@ def train(
     }
     if writes:
         records.finish(run_dir, summary, check)
+        bucket.push(run_dir, config)
     return summary
 
 
 def _resume_point(config: RunConfig, run_dir: Path, branch_from: Path | None, steps: int) -> tuple[Path | None, int]:
     """Whose checkpoint to start from, and its step: our own newest, else the parent's before the cooldown."""
-    own = [step for step in checkpoint.saved_steps(run_dir / "checkpoints") if step <= steps]
+    own = [step for step in checkpoint.saved_steps(bucket.checkpoints(run_dir, config)) if step <= steps]
     newest = group.agreed(own[-1] if own else 0)
     if newest:
         return run_dir, newest
@@ -184,7 +189,7 @@ def _resume_point(config: RunConfig, run_dir: Path, branch_from: Path | None, st
     if [change.partition(":")[0] for change in changes] != ["optimizer.cooldown"]:
         raise UserError(f"{branch_from}: not the same run without a cooldown ({'; '.join(changes) or 'no difference'})")
     limit = cooldown_start(config.optimizer, steps)
-    parents = [step for step in checkpoint.saved_steps(branch_from / "checkpoints") if step <= limit]
+    parents = [step for step in checkpoint.saved_steps(bucket.checkpoints(branch_from, config)) if step <= limit]
     newest = group.agreed(parents[-1] if parents else 0)
     return (branch_from, newest) if newest else (None, 0)
 

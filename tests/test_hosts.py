@@ -107,7 +107,7 @@ def test_two_hosts_run_a_sweep_lose_processes_are_stopped_and_end_with_the_right
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     hosts = [host(number, port, tmp_path) for number in range(2)]
-    lives = tmp_path / "runs" / "d03" / "lives.jsonl"
+    lives = tmp_path / "runs" / "d03-s0" / "lives.jsonl"
 
     def wait_for_life(count: int) -> None:
         deadline = time.monotonic() + 300
@@ -131,6 +131,6 @@ def test_two_hosts_run_a_sweep_lose_processes_are_stopped_and_end_with_the_right
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     argv = [sys.executable, "-m", "sd3_jax.cli", "sweep", "run", str(tmp_path / "sweep.yaml"), "--runs"]
     subprocess.run([*argv, str(tmp_path / "alone")], env=environ, check=True, capture_output=True)
-    for cell in ("d02", "d03", "d02-cooldown0.25"):
+    for cell in ("d02-s0", "d03-s0", "d02-cooldown0.25-s0"):
         assert {life["processes"] for life in records.read_rows(tmp_path / "runs" / cell / "lives.jsonl")[0]} == {2}
         np.testing.assert_allclose(losses(tmp_path / "runs" / cell), losses(tmp_path / "alone" / cell), rtol=1e-5)

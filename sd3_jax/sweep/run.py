@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from sd3_jax import lease, platform, records, trackers
+from sd3_jax import bucket, lease, platform, records, trackers
 from sd3_jax.errors import LeaseLost, Stopped, UserError
 from sd3_jax.lease import Lease, Watch
 from sd3_jax.sweep.claims import Claim, claim_next
@@ -68,11 +68,12 @@ def prepare(cells: Sequence[Cell], runs_dir: Path) -> None:
     Raises UserError, having written nothing, if one does not.
     """
     for cell in cells:
+        bucket.pull(runs_dir / cell.name, cell.config)
         records.check_run(runs_dir / cell.name, cell.config)
         trackers.check(cell.config.trackers)
-        begun = (runs_dir / cell.name / "checkpoints").exists()
-        if cell.config.init_from and not begun and not Path(cell.config.init_from).exists():
-            raise UserError(f"{cell.name}: init_from: {cell.config.init_from}: no such file or directory")
+        source = cell.config.init_from
+        if source and not Path(source).exists() and not bucket.checkpoints(runs_dir / cell.name, cell.config).exists():
+            raise UserError(f"{cell.name}: init_from: {source}: no such file or directory")
     for cell in cells:
         run_dir = runs_dir / cell.name
         if not Watch().is_alive(run_dir):
