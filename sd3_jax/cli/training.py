@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -35,13 +35,17 @@ def train(
     total_steps(config)
     records.check_run(run, config)
     platform.prepare()
-    import jax
+    with ExitStack() as holding:
+        # A sweep's claim is kept alive from here on: on a busy machine it takes as long as a lease to import JAX.
+        own = holding.enter_context(_lease(run)) if "SD3_JAX_LEASE" in os.environ else None
+        import jax
 
-    from sd3_jax.train import train as run_training
-    from sd3_jax.training import group
+        from sd3_jax.train import train as run_training
+        from sd3_jax.training import group
 
-    group.start()
-    with _lease(run) if jax.process_index() == 0 else nullcontext() as own:  # one process writes for the group
+        group.start()
+        if own is None and jax.process_index() == 0:  # one process writes for the group
+            own = holding.enter_context(_lease(run))
         try:
             summary = run_training(config, run, branch_from, own)
         except Exception as error:

@@ -18,7 +18,8 @@ from sd3_jax.errors import Stopped
 from sd3_jax.sweep.run import EXIT_STOPPED, GRACE_SECONDS, stoppable, worker_environments
 
 EXIT_AGAIN = 43  # of a turn: its cell has ended, and there may be another
-MOST_DEATHS = 3  # turns in a row that a signal ended, before the launcher is asked to start all hosts anew
+EXIT_BROKEN = 44  # of a turn: another of its processes is gone
+MOST_BROKEN = 3  # turns in a row, before the launcher is asked to start all hosts anew
 
 
 def supervise(turn: Sequence[str], runs_dir: Path) -> int:
@@ -27,7 +28,7 @@ def supervise(turn: Sequence[str], runs_dir: Path) -> int:
     Raises Stopped where this process or a turn was told to stop, and where turn after turn is killed.
     """
     environ = os.environ | worker_environments(1, runs_dir)[0]
-    deaths = 0
+    broken = 0
     with stoppable():
         while True:
             process = subprocess.Popen(turn, stdin=subprocess.DEVNULL, env=environ, start_new_session=True)
@@ -37,14 +38,15 @@ def supervise(turn: Sequence[str], runs_dir: Path) -> int:
                 _stop(process)
             if status in (EXIT_STOPPED, -signal.SIGTERM):
                 raise Stopped("told to stop; the same command goes on")
-            if status != EXIT_AGAIN and status >= 0:
+            if status not in (EXIT_AGAIN, EXIT_BROKEN) and status >= 0:
                 return status
-            deaths = deaths + 1 if status < 0 else 0
-            if deaths:  # of its own, or because JAX ends the processes of a group that has lost one
-                name = signal.Signals(-status).name
-                print(f"a process of this group was ended by {name}", file=sys.stderr, flush=True)
-            if deaths == MOST_DEATHS:
-                raise Stopped(f"{deaths} times in a row; the same command goes on from the last checkpoint")
+            if status < 0:  # its own end, or JAX's, which ends the processes of a group that has lost one
+                print(f"a process of this group was ended by {signal.Signals(-status).name}", file=sys.stderr)
+            broken = 0 if status == EXIT_AGAIN else broken + 1
+            if broken == MOST_BROKEN:
+                raise Stopped(
+                    f"a group broke {broken} times in a row; the same command goes on from the last checkpoint"
+                )
 
 
 def _stop(process: subprocess.Popen) -> None:

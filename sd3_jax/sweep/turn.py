@@ -14,7 +14,7 @@ from sd3_jax import lease, records
 from sd3_jax.errors import LeaseLost, RunFailed, Stopped, UserError
 from sd3_jax.lease import Watch
 from sd3_jax.sweep.claims import Claim, claim_next
-from sd3_jax.sweep.hosts import EXIT_AGAIN
+from sd3_jax.sweep.hosts import EXIT_AGAIN, EXIT_BROKEN
 from sd3_jax.sweep.run import by_priority, prepare
 from sd3_jax.sweep.spec import Cell
 from sd3_jax.train import train
@@ -27,11 +27,22 @@ _WAIT, _DONE, _LEFT, _REFUSED = -1, -2, -3, -4  # in place of the number of a ce
 def turn(cells: Sequence[Cell], runs_dir: Path) -> int:
     """Train the next cell of a sweep, in every process of a group; returns the exit status that all of them end with.
 
-    EXIT_AGAIN after a cell, however it ended; 0 if there is none left and all are done, 1 if some are not.
+    EXIT_AGAIN after a cell, however it ended; EXIT_BROKEN if a process is gone; 0 if no cell is left and all are done,
+    1 if some are not.
 
     Raises UserError, in every process, where the run directories hold something else, and Stopped as ``train`` does.
     """
     group.start()
+    try:
+        return _turn(cells, runs_dir)
+    except Exception as error:
+        if not group.is_broken(error):
+            raise
+        print(f"a process of this group is gone ({str(error)[:200]})", file=sys.stderr, flush=True)
+        return EXIT_BROKEN
+
+
+def _turn(cells: Sequence[Cell], runs_dir: Path) -> int:
     cells, watch = by_priority(cells), Watch()
     claim, refusal = None, UserError("the first process of the group says why")
     with group.told_to_stop() as stop:
@@ -79,6 +90,8 @@ def _train(cell: Cell, runs_dir: Path, claim: Claim | None) -> None:
         except (LeaseLost, RunFailed) as error:
             _say(own, str(error))
         except Exception as error:
+            if group.is_broken(error):
+                raise
             if not isinstance(error, UserError):
                 traceback.print_exc()
             if own:

@@ -50,8 +50,9 @@ class Saver:
         self.committing: threading.Thread | None = None
         self.failure: Exception | None = None
         if jax.process_index() == 0:
-            for old in self.directory.glob(".[0-9]*"):  # what others had begun
-                shutil.rmtree(old, ignore_errors=True)
+            for old in self.directory.glob(".[0-9]*"):  # what those before had begun, and nobody after
+                if int(old.name[1:]) <= owner:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def save(self, step: int, state: NamedTuple) -> None:
         """Start to save ``state`` as ``step``; what was being saved before is committed first.
@@ -78,6 +79,8 @@ class Saver:
                     os.rename(self.private / str(step), self.directory / str(step))
         except Exception as error:
             self.failure = error
+            if jax.process_index() == 0:
+                shutil.rmtree(self.private, ignore_errors=True)  # nobody may come back for it
 
     def finish(self) -> None:
         """Wait until what was being saved is committed; errors of :meth:`save`."""
@@ -91,7 +94,10 @@ class Saver:
             for step in saved_steps(self.directory)[:-NEWEST]:
                 if step not in self.keep_steps:
                     self.check()
-                    shutil.rmtree(self.directory / str(step))
+                    self.private.mkdir(parents=True, exist_ok=True)
+                    gone = self.private / f"old-{step}"  # a process killed now leaves no half of a checkpoint behind
+                    os.rename(self.directory / str(step), gone)
+                    shutil.rmtree(gone)
 
     def close(self) -> None:
         """Wait until everything is committed; errors of :meth:`save`."""
@@ -112,6 +118,8 @@ def _disk(directory: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
+        if group.is_broken(error):
+            raise
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"{directory}: cannot save a checkpoint ({reason}); the last good one is kept") from None
 
@@ -233,5 +241,7 @@ def _readable(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if group.is_broken(error):  # nothing is wrong with the checkpoint
+            raise
         reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
         raise UserError(f"{path}: cannot be restored ({reason})" + (f"; {advice}" if advice else "")) from None

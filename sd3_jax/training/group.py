@@ -80,6 +80,15 @@ def agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def is_broken(error: BaseException) -> bool:
+    """Whether an error says that a process of this group is gone, by the status that XLA and gRPC begin it with.
+
+    What a run did wrong itself has other names (and RESOURCE_EXHAUSTED), and is nothing to try again.
+    """
+    codes = "UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|DATA_LOSS"
+    return jax.process_count() > 1 and re.match(rf"({codes})\b", str(error)) is not None
+
+
 @contextmanager
 def told_to_stop() -> Iterator[Callable[[int], bool]]:
     """``stop(step)``: whether SIGTERM, or the notice that a machine will be taken away, has come to any process.
