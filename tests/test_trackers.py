@@ -58,21 +58,26 @@ def test_trackers_that_fail_are_named_once_and_change_nothing(
     def unreachable(run_dir: Path, config: Any) -> Any:
         raise ConnectionError("no network\nat all")
 
-    monkeypatch.setattr(trackers, "PACKAGES", {"tensorboard": "json", "wandb": "json"})
     monkeypatch.setattr(trackers, "_OPEN", {"tensorboard": full, "wandb": unreachable})
-    train(tiny(), tmp_path / "plain")
-    train(tiny(**BOTH), tmp_path / "run")
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert len(warnings) == 2
-    assert "to wandb in this life: no network at all" in warnings[0]
-    assert "to tensorboard in this life: [Errno 28] No space left" in warnings[1]
-    assert shown == [row for row in records.read_rows(tmp_path / "run" / "metrics.jsonl")[0] if row["step"] < 5]
-    assert history(tmp_path / "run") == history(tmp_path / "plain")
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"split": "train", "step": step, "seconds": float(step), "loss": 1 / step} for step in range(1, 9)]
+    for first, last in ((0, 6), (6, 8)):  # two lives
+        with trackers.tracking(["tensorboard", "wandb"], tmp_path, {}) as track:
+            for row in rows[first:last]:
+                records.append(path, row)
+                track(row)
+        warnings = capsys.readouterr().err.splitlines()
+        assert len(warnings) == 2
+        assert "to wandb in this life: no network at all" in warnings[0]
+        assert "to tensorboard in this life: [Errno 28] No space left" in warnings[1]
+        assert shown == rows[:4]
+        shown.clear()
+    assert records.read_rows(path)[0] == rows
 
-    shown.clear()  # a longer run, with trackers that work: they have all from its beginning
+    # With a tracker that works: it has all, from the beginning.
     monkeypatch.setattr(trackers, "_OPEN", {"wandb": lambda *_: (lambda row: shown.append(dict(row)), lambda: None)})
-    train(tiny(steps=10, trackers=["wandb"]), tmp_path / "run")
-    assert shown == records.read_rows(tmp_path / "run" / "metrics.jsonl")[0]
+    with trackers.tracking(["wandb"], tmp_path, {}):
+        assert shown == rows
 
 
 DYING = """

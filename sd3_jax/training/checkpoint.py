@@ -125,11 +125,14 @@ class Saver:
             epath.Path(path).rmtree()
 
     def close(self) -> None:
-        """Wait until everything is committed."""
+        """Wait until everything is committed; errors of :meth:`save`."""
         try:
-            self.finish()
+            with _disk(self.directory):
+                try:
+                    self.finish()
+                finally:
+                    self.checkpointer.close()  # which may be what meets the full disk
         finally:
-            self.checkpointer.close()
             if jax.process_index() == 0 and self.private:
                 shutil.rmtree(self.private, ignore_errors=True)
 
