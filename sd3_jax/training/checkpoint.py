@@ -50,8 +50,9 @@ class Saver:
         self.committing: threading.Thread | None = None
         self.failure: Exception | None = None
         if jax.process_index() == 0:
-            for old in self.directory.glob(".[0-9]*"):  # what others had begun
-                shutil.rmtree(old, ignore_errors=True)
+            for old in self.directory.glob(".[0-9]*"):  # what those before had begun, and nobody after
+                if int(old.name[1:]) <= owner:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def save(self, step: int, state: NamedTuple) -> None:
         """Start to save ``state`` as ``step``; what was being saved before is committed first.
@@ -91,7 +92,10 @@ class Saver:
             for step in saved_steps(self.directory)[:-NEWEST]:
                 if step not in self.keep_steps:
                     self.check()
-                    shutil.rmtree(self.directory / str(step))
+                    self.private.mkdir(parents=True, exist_ok=True)
+                    gone = self.private / f"old-{step}"  # a process killed now leaves no half of a checkpoint behind
+                    os.rename(self.directory / str(step), gone)
+                    shutil.rmtree(gone)
 
     def close(self) -> None:
         """Wait until everything is committed."""
