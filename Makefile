@@ -28,7 +28,7 @@ test: check
 	$(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: setup
-	$(BIN)/pip install --quiet --editable '.[dev,trackers]'
+	$(BIN)/pip install --quiet --editable '.[dev,trackers,gcs]' gcp-storage-emulator
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 test-faults: setup

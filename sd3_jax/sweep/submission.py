@@ -131,6 +131,11 @@ def command(submission: Submission, cells: str | None = None) -> list[str]:
     return [*start, "sweep", "run", file, "--runs", str(runs_dir(submission)), *at_once, *part]
 
 
+def has_bucket(submission: Submission) -> bool:
+    """Whether every cell keeps its checkpoints and records in a bucket, so that no directory need be shared."""
+    return all(cell.config.checkpoint_root.startswith("gs://") for cell in spec.load(find_sweep(submission.file)))
+
+
 def parts(submission: Submission, shared: bool) -> list[str | None]:
     """What each worker is told of the cells: nothing where all share a directory, else its part, ``1/4`` to ``4/4``."""
     if shared or submission.count == 1:

@@ -85,7 +85,7 @@ def is_broken(error: BaseException) -> bool:
 
     What a run did wrong itself has other names (and RESOURCE_EXHAUSTED), and is nothing to try again.
     """
-    codes = "UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|DATA_LOSS"
+    codes = "UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED"
     return jax.process_count() > 1 and re.match(rf"({codes})\b", str(error)) is not None
 
 
