@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def train(
     pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row, still on the device
     tick = time.monotonic()
     copies = trackers.tracking(config.trackers if writes else (), run_dir, configs.to_dict(config))
-    with copies as track, _progress(run_dir.name, steps, start) as report, group.told_to_stop() as stop:
+    stopping_at, saving = group.told_to_stop(), closing(saver)  # what is being saved is saved, whatever ends the loop
+    with copies as track, _progress(run_dir.name, steps, start) as report, stopping_at as stop, saving:
         for step in range(start + 1, steps + 1):
             state, metrics = train_step(state, draw(seed, np.int32(step - 1)))
             pending.append(metrics)
@@ -133,7 +134,7 @@ def train(
                 if due:
                     scores = {"raw": evaluate(state.params), "ema": evaluate(state.ema)}
                 if not all(math.isfinite(x) for x in (*values.values(), *(s["loss"] for s in scores.values()))):
-                    saver.close()
+                    saver.finish()
                     why = f"loss is not finite between steps {step - len(pending) + 1} and {step}"
                     if writes:
                         records.fail(run_dir, why, check)
@@ -151,10 +152,8 @@ def train(
                     saver.save(step, state)
                     saved = time.monotonic()
                 if stopping and step < steps:
-                    saver.close()
                     raise Stopped(f"{run_dir}: told to stop, and saved at step {step}; the same command goes on")
                 tick = time.monotonic()
-    saver.close()
 
     # --- the end ----------------------------------------------------------------------------------------------
     rows, _ = records.read_rows(run_dir / "metrics.jsonl")

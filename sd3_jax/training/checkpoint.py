@@ -79,8 +79,6 @@ class Saver:
                     os.rename(self.private / str(step), self.directory / str(step))
         except Exception as error:
             self.failure = error
-            if jax.process_index() == 0:
-                shutil.rmtree(self.private, ignore_errors=True)  # nobody may come back for it
 
     def finish(self) -> None:
         """Wait until what was being saved is committed; errors of :meth:`save`."""
