@@ -32,7 +32,8 @@ test-slow: setup
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 test-faults: setup
-	$(BIN)/pytest -s -m '' tests/test_faults.py tests/test_resume.py -k 'disturbed_it or flipped_byte'
+	$(BIN)/pytest -m '' tests/test_resume.py -k flipped_byte
+	$(BIN)/pytest -s -m slow tests/test_faults.py
 
 test-parity: setup
 	$(BIN)/pip install --quiet --editable '.[dev,parity]'

@@ -114,8 +114,7 @@ def train(
     tick = time.monotonic()
     copies = trackers.tracking(config.trackers if writes else (), run_dir, configs.to_dict(config))
     bar, signals = _progress(run_dir.name, steps, start), group.told_to_stop()
-    # Whatever ends the loop, what is being saved is brought to its end, or cleared away, before the process leaves.
-    with copies as track, bar as report, signals as stop, closing(saver):
+    with copies as track, bar as report, signals as stop, closing(saver):  # what is being saved is saved
         for step in range(start + 1, steps + 1):
             state, metrics = train_step(state, draw(seed, np.int32(step - 1)))
             pending.append(metrics)

@@ -297,7 +297,7 @@ def test_status_of_a_sweep_that_never_ran(sd3, tmp_path):
     assert tree(tmp_path) == []
 
 
-@pytest.mark.parametrize("result, code", [("done", 0), ("failed", 1), ("waiting", 1), ("interrupted", 1)])
+@pytest.mark.parametrize("result, code", [("done", 0), ("failed", 1), ("waiting", 1), ("interrupted", 42)])
 def test_exit_status_of_a_sweep(sd3, tmp_path, monkeypatch, result, code):
     (tmp_path / "s.yaml").write_text(f"experiment: scenes_cpu\n{CELLS}\n")
 

@@ -107,7 +107,7 @@ def run(
     """Run every cell that is not done: interrupted cells resume, failed ones are listed and left.
 
     Any number of these commands may share a sweep. Exit status: 0 all cells are done, 1 some are not, 42 stopped by
-    SIGTERM, to be started again.
+    SIGTERM, or a cell was killed: to be started again.
 
     Example: sd3-jax sweep run figure8_cpu
     """
@@ -210,5 +210,7 @@ def _finish_sweep(states: Sequence[Any], path: Path) -> None:
     from sd3_jax.sweep import status
 
     terminal.show(status.table(states, f"{path}: {status.summary(states)}"), None, None)
+    if any(state.state == "interrupted" for state in states):  # a cell that was killed can go on
+        raise typer.Exit(status.EXIT_STOPPED)
     if any(state.state != "done" for state in states):
         raise typer.Exit(1)

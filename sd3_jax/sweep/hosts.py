@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from sd3_jax.errors import Stopped
-from sd3_jax.sweep.run import EXIT_STOPPED, GRACE_SECONDS, stoppable, worker_environments
+from sd3_jax.sweep.run import GRACE_SECONDS, stoppable, worker_environments
+from sd3_jax.sweep.status import EXIT_STOPPED
 
 EXIT_AGAIN = 43  # of a turn: its cell has ended, and there may be another
 EXIT_BROKEN = 44  # of a turn: another of its processes is gone

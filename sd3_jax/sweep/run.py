@@ -27,9 +27,8 @@ from sd3_jax.lease import Lease, Watch
 from sd3_jax.sweep.claims import Claim, claim_next
 from sd3_jax.sweep.plan import plan, speed
 from sd3_jax.sweep.spec import Cell
-from sd3_jax.sweep.status import CellState, read_state
+from sd3_jax.sweep.status import EXIT_STOPPED, CellState, read_state
 
-EXIT_STOPPED = 42  # of a process that was told to stop and can go on; launchers start such a one again
 Command = Callable[[Path, Path | None], list[str]]  # (run directory, parent's directory) -> argv
 GRACE_SECONDS = 120.0  # between asking a cell to stop, which saves a checkpoint, and stopping it
 

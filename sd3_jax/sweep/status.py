@@ -14,6 +14,7 @@ from sd3_jax import lease, records
 from sd3_jax.errors import UserError
 from sd3_jax.sweep.spec import Cell, branch_step
 
+EXIT_STOPPED = 42  # of a process that was told to stop and can go on; launchers start such a one again
 State = Literal["waiting", "running", "stalled", "interrupted", "done", "failed"]
 _STYLES = {
     "done": "green",

@@ -95,8 +95,6 @@ class Saver:
                     self.committed()
         except Exception as error:
             self.failure = error
-            if jax.process_index() == 0 and self.private:
-                shutil.rmtree(self.private, ignore_errors=True)  # nobody may come back for it
 
     def finish(self) -> None:
         """Wait until what was being saved is committed; errors of :meth:`save`."""
