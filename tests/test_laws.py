@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from synthetic import TRUTH, bench_config, law_loss
 
-from analysis import frontier, laws, prediction, solvers
+from analysis import forms, frontier, laws, prediction, solvers
 from sd3_jax import flops
 from sd3_jax.errors import UserError
 
@@ -80,7 +80,10 @@ def test_units_order_and_objective_scale_do_not_matter():
     assert other.constants["A"] == pytest.approx(40 * law.constants["A"] * 1e3 ** law.constants["alpha"], rel=1e-7)
 
     features, loss = points[["params", "images"]].to_numpy(float).T, points["loss"].to_numpy()
-    scaled = [solvers.optima(features, loss, np.full(len(loss), scale), 1e-3).constants[0] for scale in (1e-3, 1, 1e3)]
+    scaled = [
+        solvers.optima(forms.CHINCHILLA, features, loss, np.full(len(loss), scale), 1e-3).theta[0]
+        for scale in (1e-3, 1, 1e3)
+    ]
     np.testing.assert_allclose(scaled[0], scaled[1], rtol=1e-9)
     np.testing.assert_allclose(scaled[2], scaled[1], rtol=1e-9)
 
@@ -120,15 +123,15 @@ def test_reported_exponents_of_equal_step_sweeps_are_right_or_refused(truth, noi
     reported = []
     for seed in range(3 if noise else 1):
         law = laws.fit_points(sweep(truth, noise, seed), resamples=200)
-        for name in laws.EXPONENTS:
+        for name in forms.CHINCHILLA.exponents:
             if law.reported[name]:
                 reported.append(name)
                 assert law.constants[name] == pytest.approx(true[name], abs=0.01), name
     if noise == 0:
-        assert set(reported) == set(laws.EXPONENTS)  # refusing everything would pass the rest of this test
+        assert set(reported) == set(forms.CHINCHILLA.exponents)  # refusing everything would pass the rest of this test
         assert not law.flags
     if noise == 2e-3:
-        assert len(reported) < 3 * len(laws.EXPONENTS)
+        assert len(reported) < 3 * len(forms.CHINCHILLA.exponents)
 
 
 def test_repeats_share_the_weight_of_one_run():
