@@ -12,7 +12,7 @@ FLAGS = {
     "E not identified": "The data do not fix E: its interval reaches zero or the smallest loss, and exponents with it.",
     "exponent at a bound": "An exponent ended on its bound: the data do not fix it.",
     "term vanishes": "A term is nowhere a thousandth of the loss: the data do not show it.",
-    "break not identified": "Fewer than three points lie on one side of a break, or it may change nothing.",
+    "break not identified": "Fewer than three points lie on one side of a break, or without it the law fits as well.",
     "optimum equals start": "The fit did not move from its start: it cannot be told from a solver that failed.",
     "gradient not small": "The gradient at the optimum is not small: the fit has not converged.",
     "several optima": "Other constants fit within 1 % as well: the data do not choose between them.",

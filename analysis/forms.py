@@ -31,6 +31,7 @@ class Form(NamedTuple):
     bounds: Callable  # (log features, log L) -> lowest and highest theta
     shift: Callable  # (theta, centre, scale) -> theta of features x exp(centre), losses x exp(scale)
     warm: bool = False  # whether resamples start at the point estimate, as starts of their own are dear
+    simpler: "Form | None" = None  # the same law without its last break
     derive: Callable[[dict], dict] = lambda _: {}  # what follows from the constants
 
     def linear(self, theta: Float[np.ndarray, "*r p"]) -> Float[np.ndarray, "*r p"]:
@@ -94,6 +95,7 @@ def _broken(breaks: int) -> Form:
         features=_columns("flops"),
         evaluate=broken.evaluate,
         shift=broken.shift,
+        simpler=_broken(breaks - 1) if breaks > 1 else SATURATING,
         warm=True,
         **rules,
     )

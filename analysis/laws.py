@@ -28,6 +28,7 @@ RANGES = ("depth", "params", "images", "flops")
 MIN_DEPTHS = 3  # fewer sizes, or numbers of images, cannot fix an amplitude, an exponent and E
 MIN_RUNS = 6  # fewer runs cannot be resampled
 MANY_DEPTHS = 12  # of more, none is left out in turn: the bootstrap over their runs says enough
+GAIN = 10.0  # of AICc, above which a break is one: below, chance makes as much of it
 RESOLUTION = 0.01  # an exponent that is less certain than this is given as an interval, not as a number
 
 
@@ -237,9 +238,7 @@ def _flags(law: Law, points: pd.DataFrame, best: solvers.Solution, sizes: int) -
             "E not identified": "E" in names and not _has_floor(law, float(points["loss"].min())),
             "exponent at a bound": bool(bounded.any()),
             "term vanishes": any(shares[names.index(name)] < 1e-3 for name in ("A", "B") if name in names),
-            "break not identified": any(
-                name.startswith("d") and not _has_break(law, name[1:], features) for name in names
-            ),
+            "break not identified": not _has_breaks(law, points),
             "optimum equals start": bool(best.moved[0] < 1e-12),
             "gradient not small": law.grad_norm > 1e-4,
             "several optima": bool(apart),
@@ -260,12 +259,28 @@ def _has_floor(law: Law, lowest: float) -> bool:
     return min(lows) >= 1e-3 * lowest and max(ends[1], law.constants["E"]) < lowest
 
 
-def _has_break(law: Law, which: str, features: Float[np.ndarray, "1 n"]) -> bool:
-    """Whether three different x lie on either side of a break, and its change of exponent is some."""
-    x = np.unique(features[0])
-    low, high = law.ci95.get(f"c{which}", (law.constants[f"c{which}"],) * 2)
-    below = int((x < law.constants[f"d{which}"]).sum())
-    return min(below, len(x) - below) >= 3 and (low > 0 or high < 0)
+def _has_breaks(law: Law, points: pd.DataFrame) -> bool:
+    """Whether three different x lie on either side of every break, and the last one lowers AICc by more than GAIN.
+
+    A Huber fit with a small delta is nearly an absolute-value fit, so errors are counted as Laplace's.
+    """
+    simpler, x = law.form.simpler, np.unique(points["flops"])
+    if simpler is None:
+        return True
+    below = np.array([(x < value).sum() for name, value in law.constants.items() if name[0] == "d"])
+    best = solvers.optima(
+        simpler, simpler.features(points), points["loss"].to_numpy(float), np.ones(len(points)), law.delta
+    )
+    if min(below.min(), len(x) - below.max()) < 3 or not math.isfinite(best.objective[0]):
+        return below.min() >= 3 and len(x) - below.max() >= 3
+    plain = np.log(points["loss"]) - simpler.predict_log(best.theta[0], simpler.features(points))
+    return _aicc(plain, len(simpler.constants)) - _aicc(law.residuals, len(law.form.constants)) > GAIN
+
+
+def _aicc(residuals: Float[np.ndarray, " n"], k: int) -> float:
+    n = len(residuals)
+    spread = max(float(np.abs(residuals).mean()), 1e-12)  # rounding is no better fit than rounding
+    return 2 * n * math.log(spread) + 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
 
 
 def _is_resolved(law: Law, name: str) -> bool:
