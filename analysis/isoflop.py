@@ -163,11 +163,11 @@ def find_budgets(points: pd.DataFrame) -> tuple[pd.DataFrame, list[float]]:
         return points, means[together].tolist()
     if not points["run"].duplicated().any():
         points = points.assign(run=points["params"])
-    reach = points.groupby("params")["flops"].agg(["min", "max"])
-    if len(reach) >= 3:
-        low, high = np.sort(reach["min"])[2], np.sort(reach["max"])[-3]
-        if low * (1 + NEAREST) < high:
-            return points, np.geomspace(low, high, BUDGETS).tolist()
+    reach = points.groupby("params")["flops"].agg(["min", "max"]).to_numpy()
+    grid = np.geomspace(flops[0], flops[-1], 200)
+    shared = grid[((reach[:, :1] <= grid) & (grid <= reach[:, 1:])).sum(axis=0) >= 3]
+    if len(shared) and shared[-1] > (1 + NEAREST) * shared[0]:
+        return points, np.geomspace(shared[0], shared[-1], BUDGETS).tolist()
     raise UserError("no FLOP budget that points of three sizes share: there is no valley")
 
 

@@ -55,7 +55,8 @@ class Law:
     grad_norm: float  # relative: 1 where nothing cancels
     delta: float  # of the Huber objective
     n_points: int
-    n_runs: int
+    n_runs: int  # or other units that were resampled
+    units: str
     residuals: Float[np.ndarray, " n"] = field(repr=False)  # log loss - log law, in the order of the points
     residual_rms: float
     residual_max: float
@@ -122,7 +123,7 @@ def fit_points(
     residuals = np.log(loss) - chosen.predict_log(best.theta[0], features)
 
     drawn = clusters(points[group], resamples, seed)
-    number = len(drawn.names)
+    number, units = len(drawn.names), "runs" if group == "run" else f"groups ({group})"
     draws, failed, how = np.zeros((0, len(chosen.constants))), 0, "no interval (none was asked for)"
     if number >= MIN_RUNS and resamples:
         enough = _distinct(size, drawn.weights) >= least
@@ -130,7 +131,7 @@ def fit_points(
         again = solvers.solve(chosen, features, loss, weight * drawn.weights[enough], delta, start)
         draws = chosen.linear(again.theta[np.isfinite(again.objective)])
         failed = resamples - len(draws)
-        how = f"bootstrap over {number} {group}s, {resamples} resamples, {failed} failed"
+        how = f"bootstrap over {number} {units}, {resamples} resamples, {failed} failed"
     left_out = {}
     sizes = np.unique(size)
     if "params" in chosen.columns and MIN_DEPTHS < len(sizes) <= MANY_DEPTHS:
@@ -141,7 +142,7 @@ def fit_points(
             for one, values in zip(sizes[good], chosen.linear(without.theta[good]), strict=True)
         }
     if number < MIN_RUNS:
-        how = f"no interval (fewer than six {group}s)"
+        how = f"no interval (fewer than six {units})"
         how = f"leave-one-depth-out spread, {how}" if left_out else how
     samples = chosen.named(draws) if len(draws) > 1 else {}
     spreads = {name: spread(values) for name, values in samples.items()}
@@ -161,6 +162,7 @@ def fit_points(
         delta=delta,
         n_points=len(points),
         n_runs=number,
+        units=units,
         residuals=residuals,
         residual_rms=float(np.sqrt(np.average(residuals**2, weights=weight))),
         residual_max=float(np.abs(residuals).max()),

@@ -53,7 +53,7 @@ def describe(law: Law, hold_out: HoldOut | None = None) -> str:
     text += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text += [
         "",
-        f"{law.n_points} points of {law.n_runs} runs; "
+        f"{law.n_points} points of {law.n_runs} {law.units}; "
         f"residual rms {law.residual_rms:.2%}, largest {law.residual_max:.2%}",
         f"intervals: {law.how}",
     ]

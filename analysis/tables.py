@@ -37,8 +37,9 @@ def read_points(path: str | Path, columns: Mapping[str, str] | None = None, grou
             is_text = values.isna() & table[name].notna()
             bad = is_text | (values <= 0)
             if bad.any():
-                line, value = lines[bad.to_numpy()][0], table[name][bad].iloc[0]
-                raise UserError(f"{path}: line {line}: {headers[name]} is {value!s:.40}; it must be a positive number")
+                line, text = lines[bad.to_numpy()][0], table[name][bad].iloc[0]
+                text = f"{text!s:.40}" if is_text.any() else f"{text:g}"
+                raise UserError(f"{path}: line {line}: {headers[name]} is {text}; it must be a positive number")
             table[name] = values.replace(np.inf, np.nan)
     measured = [name for name in QUANTITIES if name in table]
     whole = table[measured].notna().all(axis=1)
