@@ -8,7 +8,7 @@
     print(analysis.describe(law))
     analysis.figure8(runs, analysis.load_scores("runs/figure8_cpu"))
 
-It reads run directories and nothing else, so anyone's runs can be analysed.
+It reads run directories, and tables (CSV) of anyone's runs: ``analysis.fit_points(analysis.read_points("table.csv"))``.
 """
 
 from analysis.approaches import compare_approaches
@@ -26,6 +26,7 @@ from analysis.robustness import sensitivity
 from analysis.runs import cooldown_ends, load, load_train, points_on_law
 from analysis.scores import load_scores, score_points
 from analysis.sheets import contact_sheet
+from analysis.tables import read_points
 
 __all__ = [
     "Correlation",
@@ -53,6 +54,7 @@ __all__ = [
     "load_train",
     "points_on_law",
     "predict",
+    "read_points",
     "rows",
     "save",
     "score_points",

@@ -108,8 +108,9 @@ def _allocation(named: dict) -> dict:
 
 
 def _tied_allocation(named: dict) -> dict:
-    twice = 2 * named["h"]
-    return {"alpha": twice, "beta": twice, "a": twice / (2 * twice), "b": twice / (2 * twice)}
+    """The exponents of N and D where C = k N D, and the allocation that follows."""
+    exponents = {"alpha": 2 * named["h"], "beta": 2 * named["h"]}
+    return exponents | _allocation(exponents)
 
 
 def _over_training(points: pd.DataFrame) -> Float[np.ndarray, "2 n"]:

@@ -25,6 +25,7 @@ from sd3_jax.errors import UserError
 __all__ = ["FLAGS", "REFUSING", "Curve", "Law", "curves", "fit", "fit_points"]
 
 RANGES = ("depth", "params", "images", "flops")
+WIDEST = 1e60  # ratio of what is fitted: beyond, powers of it leave double precision
 MIN_DEPTHS = 3  # fewer sizes, or numbers of images, cannot fix an amplitude, an exponent and E
 MIN_RUNS = 6  # fewer runs cannot be resampled
 MANY_DEPTHS = 12  # of more, none is left out in turn: the bootstrap over their runs says enough
@@ -194,10 +195,13 @@ def _checked(points: pd.DataFrame, chosen: Form, group: str) -> tuple[np.ndarray
     """The values of which the law needs several different ones, and how many; UserError where there are too few."""
     missing = [name for name in (*chosen.columns, "loss", group) if name not in points]
     if missing:
-        raise UserError(f"the law {chosen.name} needs columns {', '.join(missing)}; there are {_join(points.columns)}")
+        shown = [{"images": "data (images)"}.get(name, name) for name in missing]
+        raise UserError(f"the law {chosen.name} needs columns {_join(shown)}; there are {_join(points.columns)}")
     measured = points[[*chosen.columns, "loss"]].to_numpy(float)
     if not (np.isfinite(measured) & (measured > 0)).all():
-        raise UserError(f"{', '.join(chosen.columns)} and loss of every point must be finite and positive")
+        raise UserError(f"{_join(chosen.columns)} and loss of every point must be finite and positive")
+    if (measured.max(axis=0) > WIDEST * measured.min(axis=0)).any():
+        raise UserError(f"{_join(chosen.columns)} and loss of all points must lie within a factor of {WIDEST:g}")
     if chosen.columns == ("flops",):
         size, least = points["flops"].to_numpy(float), len(chosen.constants)
         if len(np.unique(size)) <= least:

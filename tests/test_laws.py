@@ -167,6 +167,8 @@ def test_units_order_and_objective_scale_do_not_matter():
     ]
     np.testing.assert_allclose(scaled[0], scaled[1], rtol=1e-9)
     np.testing.assert_allclose(scaled[2], scaled[1], rtol=1e-9)
+    other_grid = solvers.solve(forms.CHINCHILLA, features, loss, np.ones((1, len(loss)))).theta[0]
+    np.testing.assert_allclose(other_grid, scaled[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("delta", [1e-3, 1e-2])
@@ -191,7 +193,7 @@ def test_optimum_is_that_of_lbfgs_multistart(delta):
     ]
     options = {"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-10}
     best = min(minimize(objective, start, jac=True, method="L-BFGS-B", options=options).fun for start in starts) / 1e3
-    assert law.objective <= best * (1 + 1e-7)
+    assert law.objective <= best * (1 + 1e-10)
     assert law.objective == pytest.approx(best, rel=1e-3)
     assert law.grad_norm < 1e-6
 
@@ -223,16 +225,19 @@ def test_repeats_share_the_weight_of_one_run():
     assert repeated.n_runs == once.n_runs + 1
 
 
-def test_huber_resists_outliers():
-    points = surface(CHINCHILLA[1], noise=0.003, seed=4)
+@pytest.mark.parametrize("seed", range(4))
+def test_huber_resists_outliers_that_move_least_squares(seed):
+    points = surface(CHINCHILLA[1], sizes=12, lengths=20, noise=0.002, seed=seed)
     spoilt = points.copy()
-    spoilt.loc[spoilt.index[::40], "loss"] *= 1.05
-    clean, robust = quick(points), quick(spoilt)
-    squares = laws.fit_points(spoilt, delta=math.inf, resamples=0)
-    for name in ("alpha", "beta"):
-        moved = abs(robust.constants[name] - clean.constants[name])
-        assert moved < clean.se[name]
-        assert moved < abs(squares.constants[name] - clean.constants[name])
+    spoilt.loc[np.random.default_rng(seed).choice(len(points), 5, replace=False), "loss"] *= 1.05  # 2 % of them
+    shifts = {}
+    for delta in (1e-3, math.inf):
+        clean, moved = quick(points, delta=delta), laws.fit_points(spoilt, delta=delta, resamples=0)
+        shifts[delta] = [
+            abs(moved.constants[name] - clean.constants[name]) / clean.se[name] for name in ("alpha", "beta")
+        ]
+    assert max(shifts[1e-3]) < 1
+    assert max(shifts[math.inf]) > 1
 
 
 def test_floor_of_pure_powers_is_flagged():
@@ -425,7 +430,7 @@ def test_too_little_data():
         laws.fit_points(rising.assign(loss=np.nan))
     with pytest.raises(UserError, match="at least 4 different FLOPs; there are 3 of 3 points"):
         laws.fit_points(against_flops(saturating, number=3), "saturating")
-    with pytest.raises(UserError, match="needs columns params, images"):
+    with pytest.raises(UserError, match="needs columns params, data"):
         laws.fit_points(against_flops(saturating))
     with pytest.raises(UserError, match="no law 'cubic'; there are power, saturating, chinchilla"):
         laws.fit_points(rising, "cubic")

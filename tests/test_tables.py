@@ -91,7 +91,8 @@ BAD = {
     "one point": ("params,data,loss\n1e8,1e9,3\n", ["at least 3 sizes; there are 1"]),
     "long rows": ("params,data,loss\n1,2,3,4,5\n1,2,3,4,5\n", ["is no CSV"]),
     "binary": (b"\xff\xfe\x00\x01\x80", ["is no CSV"]),
-    "flops alone": ("flops,loss\n1e18,3\n1e19,2.5\n", ["needs columns params, images"]),
+    "flops alone": ("flops,loss\n1e18,3\n1e19,2.5\n", ["needs columns params, data (images); there are flops, loss"]),
+    "absurd": ("params,data,loss\n1,2,1e300\n2,3,1e-300\n", ["within a factor of 1e+60"]),
 }
 
 

@@ -56,26 +56,20 @@ def fit(
     elif of_runs:
         hold_out = _hold_out(points, **options, resamples=bootstrap)
     numbers = report.as_dict(fitted, hold_out)
-    if json_file == "-" and not of_runs:
-        terminal.show([], numbers, json_file)
-        return
     text = [analysis.describe(fitted, hold_out)]
-    if {"params", "images"} <= set(fitted.form.columns):
+    if {"params", "images"} <= set(fitted.form.columns) and json_file != "-":
         compared = analysis.compare_approaches(points, fitted, min(bootstrap, 200))
         text += ["three approaches to the same points:", *report.comparison_lines(compared)]
+    other = robustness.sensitivity_of_points(points, dropped, **options)
     if of_runs:
+        other = other if worst else analysis.sensitivity(table, **options)
         cooled, curves = analysis.cooldown_ends(table), analysis.curves(points)
         text += report.cooldown_lines(cooled)
         numbers |= report.details(fitted) | {
+            "sensitivity": other.to_dict(orient="index"),
             "cooldowns": cooled[["run", "depth", "step", "loss", "offset"]].to_dict(orient="records"),
             "curves": {str(depth): curve._asdict() for depth, curve in curves.items()},
         }
-    if of_runs and not worst:
-        other = analysis.sensitivity(table, **options)
-    else:
-        other = robustness.sensitivity_of_points(points, dropped, **options)
-    if of_runs:
-        numbers["sensitivity"] = other.to_dict(orient="index")
     terminal.show([*text, "under other choices:", other.to_string()], numbers, json_file)
 
 
