@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis.flags import FAILED
 from analysis.forms import CHINCHILLA
 from analysis.frontier import envelope
 from analysis.isoflop import find_budgets, isoflop_points
@@ -18,7 +19,6 @@ from analysis.resampling import Spread, spread
 from sd3_jax.errors import UserError
 
 EXPONENTS = {"a": "exponent_params", "b": "exponent_data"}
-FAILED = 0.2  # share of resamples without an exponent above which there is no interval
 
 
 class Approach(NamedTuple):

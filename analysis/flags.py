@@ -41,6 +41,7 @@ REFUSING = {
     "mixed schedules",
     "mixed FLOP definitions",
 }
+FAILED = 0.2  # share of resamples without a result above which that is said
 SCHEDULE = ("optimizer.", "batch")  # keys of a configuration that make one schedule
 SAME_SIZE, NEXT_SIZE = 1.05, 1.5  # largest ratio of FLOPs / (N D) within a size, and between sizes next to each other
 

@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.interpolate import Akima1DInterpolator
 
+from analysis.flags import FAILED, raised
 from analysis.frontier import data_at, regress, vertex
 from analysis.laws import MIN_RUNS
 from analysis.resampling import Spread, clusters, spread
@@ -141,7 +142,9 @@ def isoflop_points(
             without = [exponents_of(drawn.place != one, least=2) for one in range(runs)]
             left_out = _over([one for one in without if one], lambda values: (min(values), max(values)))
             how = how if intervals else f"leave-one-run-out spread, {how}"
-    flags = ("minimum at the edge",) if interior < len(chosen) else ()
+    flags = raised(
+        {"minimum at the edge": interior < len(chosen), "resamples failed": failed > FAILED * max(resamples, 1)}
+    )
     return IsoFlop(table, described, exponents, intervals, left_out, how, failed, flags, tuple(notes))
 
 

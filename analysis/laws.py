@@ -248,7 +248,7 @@ def _flags(law: Law, points: pd.DataFrame, best: solvers.Solution, sizes: int) -
             "optimum equals start": bool(best.moved[0] < 1e-12),
             "gradient not small": law.grad_norm > 1e-4,
             "several optima": bool(apart),
-            "resamples failed": law.failed_resamples > 0.2 * (law.failed_resamples + len(law.draws)),
+            "resamples failed": law.failed_resamples > flags.FAILED * (law.failed_resamples + len(law.draws)),
             "too few depths": "params" in law.form.columns and sizes < 5,
             "trend in residuals": flags.has_trend(law.residuals, along.to_numpy(float)),
             "mixed schedules": flags.mixed_schedules(points),
