@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup figure8 test test-slow test-parity check clean
+.PHONY: setup figure8 test test-slow test-faults test-parity check clean
 
 setup: $(VENV)/ready
 
@@ -28,7 +28,11 @@ test: check
 	$(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: setup
+	$(BIN)/pip install --quiet --editable '.[dev,trackers,gcs]' gcp-storage-emulator
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
+
+test-faults: setup
+	$(BIN)/pytest -s -m '' tests/test_faults.py tests/test_resume.py -k 'disturbed_it or flipped_byte'
 
 test-parity: setup
 	$(BIN)/pip install --quiet --editable '.[dev,parity]'

@@ -40,6 +40,8 @@ setup(
         # One version each, so that fixtures are remade by what made them; == also admits torch's build for CPU.
         "parity": ["torch==2.13.0", "diffusers==0.42.0", "accelerate"],
         "tpu-plan": ["jax[tpu]"],  # libtpu of the version that goes with jaxlib, for sweep plan --compile
+        "trackers": ["tensorboardX>=2.6", "tensorboard>=2.20", "wandb>=0.20"],
+        "gcs": ["gcsfs"],  # checkpoints in gs:// buckets
         "slurm": ["submitit>=1.5.4,<1.6"],
         "dev": [
             "pytest>=8",

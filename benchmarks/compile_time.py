@@ -16,7 +16,8 @@ import typer
 from rich.table import Table
 
 from sd3_jax import platform, terminal
-from sd3_jax.config import RunConfig, resolve
+from sd3_jax.config import RunConfig
+from sd3_jax.overlays import resolve
 
 
 class Compiled(NamedTuple):

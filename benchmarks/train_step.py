@@ -26,8 +26,9 @@ from rich.table import Table
 from sides import Measured, Task, measure
 
 from sd3_jax import flops, platform, terminal
-from sd3_jax.config import ModelConfig, RunConfig, resolve
+from sd3_jax.config import ModelConfig, RunConfig
 from sd3_jax.errors import RunFailed, UserError
+from sd3_jax.overlays import resolve
 
 GPU_SHAPE = {"model.depth": 15, "batch": 128, "model.text_tokens": 154}  # the rest is the schema's: 256 px, heads of 64
 CPU_SHAPE = {

@@ -1,27 +1,18 @@
-"""The schema of a run: every field, its unit, its default and its range, and the one door into it.
+"""The schema of a run: every field, its unit, its default and its range, and what makes two runs the same run.
 
-Three ways of writing a configuration meet in :func:`resolve`: an experiment file (a locked
-``ml_collections.ConfigDict``), ``--set key=value`` strings, and a sweep's YAML. Whatever comes in, a
-validated, frozen :class:`RunConfig` comes out, or a :class:`UserError` that names the key, the value and
-what would be valid.
+Nothing here reads or checks what comes from outside: a valid :class:`RunConfig` is what
+:func:`sd3_jax.overlays.resolve` returns.
 """
 
-import contextlib
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ml_collections
-import yaml
-
-from sd3_jax.errors import UserError
 
 
 def _bounded(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
@@ -191,15 +182,14 @@ class RunConfig:
     log_every: int = _bounded(50, 1, 10**9)  # steps to a row of the training loss
     checkpoint_seconds: float = _bounded(300.0, 0, 1e9)  # wall-clock time between checkpoints
     keep_steps: tuple[int, ...] = _bounded((), 1, 10**10)  # steps whose checkpoint is never deleted
+    checkpoint_root: str = ""  # gs://bucket/sweep or an absolute path, where a folder of each run has its checkpoints
+    # and a copy of its records; empty: its own directory
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # what metrics.jsonl is copied to as well
 
 
-CAPTION_WORDS = 6  # slots of a caption: [count, colour, shape, relation, colour, shape]
-LEAST_CELL = 6  # pixels: five for a shape and one to the next
-LEAST_FREE = 32  # pixels: the smallest object is seven across
-BUCKET_AREA = 0.2  # how far, as a share, a bucket's area may be from image_size**2, whose positions and shift it has
 LENGTHS = ("steps", "images", "flops")
 # What may differ between two lives of one run; everything else is its identity.
-FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", *LENGTHS)
+FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", "checkpoint_root", "trackers", *LENGTHS)
 # Fields younger than the first records, and what those runs did: at that value they are no part of an identity.
 YOUNGER: dict[str, Any] = {
     "model.architecture": "mmdit",
@@ -224,67 +214,6 @@ def default_config() -> ml_collections.ConfigDict:
     for name in LENGTHS:  # a ConfigDict keeps types, and None has none
         config[name] = ml_collections.config_dict.placeholder(float if name == "flops" else int)
     return config.lock()
-
-
-def resolve(*overlays: Mapping[str, Any]) -> RunConfig:
-    """The defaults with each overlay laid over them in turn, coerced and validated.
-
-    Keys are dotted (``model.depth``) or nested. A length (steps, images or flops) replaces the length that an
-    earlier overlay gave.
-
-    >>> resolve({"steps": 10}, {"model.depth": "4", "flops": "1e15"}).flops
-    1000000000000000.0
-    """
-    values: dict[str, Any] = {}
-    for overlay in overlays:
-        flat = {key: value for key, value in flatten(overlay) if key not in LENGTHS or value is not None}
-        lengths = [key for key in LENGTHS if key in flat]
-        if len(lengths) > 1:
-            raise UserError(f"{' and '.join(lengths)} are both set: give exactly one of steps, images and flops")
-        if lengths:
-            values = {key: value for key, value in values.items() if key not in LENGTHS}
-        values |= flat
-    config = _build(RunConfig, _nest(values), "")
-    _check(config)
-    return config
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would let the last of two equal keys win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(text: str, where: str) -> Any:
-    """Safe-loaded YAML. Raises UserError that says where for anything that is not: tags, equal keys, broken text."""
-    try:
-        return yaml.load(text, _Loader)  # a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: broken YAML: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise UserError(f"{where}: broken YAML: nested too deeply") from None
-    except (ValueError, KeyError, IndexError, AttributeError):  # a scalar that is not what its tag or form says
-        raise UserError(
-            f"{where}: broken YAML: a value is not what its form says, such as the date 2020-13-45"
-        ) from None
-
-
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """``["model.depth=4", "seed=1"]`` as an overlay; values are read as YAML scalars or lists."""
-    overlay = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {assignment!r}: expected key=value, for example --set model.depth=4")
-        overlay[key.strip()] = read_yaml(text, f"--set {assignment!r}")
-    return overlay
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -328,211 +257,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise UserError(f"{key}: {parent} is both a value and a section")
-        node[leaf] = value
-    return tree
-
-
-def _build(kind: type, tree: Any, path: str) -> Any:
-    """A dataclass from a nested dictionary, every value coerced to its field's type."""
-    if not isinstance(tree, dict):
-        raise UserError(f"{path.rstrip('.')}: {tree!r} is not a section; its keys are {', '.join(_names(kind))}")
-    hints = typing.get_type_hints(kind)
-    for key in tree:
-        if key not in hints:
-            raise UserError(f"unknown key {path}{key}: {_nearest(path + str(key))}")
-    values = {}
-    for spec in dataclasses.fields(kind):
-        if spec.name not in tree:
-            continue
-        value, name = tree[spec.name], path + spec.name
-        if dataclasses.is_dataclass(hints[spec.name]):
-            values[spec.name] = _build(hints[spec.name], value, name + ".")
-        else:
-            values[spec.name] = _in_range(_coerce(hints[spec.name], value, name), spec, name)
-    return kind(**values)
-
-
-def _names(kind: type) -> list[str]:
-    return [spec.name for spec in dataclasses.fields(kind)]
-
-
-def _nearest(key: str) -> str:
-    valid = [name for name, _ in flatten(to_dict(RunConfig()))]
-    leaf = key.rpartition(".")[2]
-    close = [name for name in valid if name.rpartition(".")[2] == leaf]  # the right name in the wrong section
-    close += difflib.get_close_matches(key, _names(RunConfig), n=1, cutoff=0.7)
-    close += difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"the sections are {', '.join(_names(RunConfig))}"
-
-
-def _coerce(kind: Any, value: Any, name: str) -> Any:
-    """``value`` as ``kind``, without guessing: a bool is no int, and 2.5 is no int; "1e15" is a float."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise UserError(f"{name}: {value!r} is not one of {', '.join(map(str, arguments))}")
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _coerce(arguments[0], value, name)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{name}: {value!r} is not a list")
-        return tuple(_coerce(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(value))
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        raise UserError(f"{name}: {value!r} is not true or false")
-    if kind is str:
-        if isinstance(value, str):
-            return value
-        raise UserError(f"{name}: {value!r} is not text")
-    number = None
-    if not isinstance(value, bool) and isinstance(value, int | float | str):
-        with contextlib.suppress(ValueError, OverflowError):
-            number = value if isinstance(value, int) and abs(value) < 1e300 else float(value)
-    if number is None or not math.isfinite(number):
-        raise UserError(f"{name}: {value!r} is not {'a whole' if kind is int else 'a finite'} number")
-    if kind is int and number != int(number):
-        raise UserError(f"{name}: {value!r} is not a whole number")
-    return kind(number)
-
-
-def _in_range(value: Any, spec: dataclasses.Field, name: str) -> Any:
-    low, high = spec.metadata.get("low", -math.inf), spec.metadata.get("high", math.inf)
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not low <= number <= high:
-            raise UserError(f"{name}: {number} is out of range; valid: {low:,g} to {high:,g}")
-    return value
-
-
-def size_problem(model: ModelConfig, data: DataConfig, height: int, width: int) -> str | None:
-    """Why there can be no picture of ``height`` x ``width`` pixels; None if there can.
-
-    >>> size_problem(ModelConfig(), DataConfig(), 256, 320)
-    'more tokens on a side (20) than model.position_grid has positions for (16)'
-    """
-    unit = data.downsample * model.patch
-    if height < 1 or width < 1 or height % unit or width % unit:
-        return f"a side is not a multiple of data.downsample * model.patch = {unit} pixels"
-    if data.layout == "grid" and height != width:
-        return "scenes of layout grid are square"
-    if max(height, width) // unit > model.largest_side:
-        tokens = max(height, width) // unit
-        return f"more tokens on a side ({tokens}) than model.position_grid has positions for ({model.largest_side})"
-    return None
-
-
-def _check_bucket(bucket: tuple[int, ...], model: ModelConfig, data: DataConfig) -> None:
-    name = f"data.buckets: {list(bucket)}"
-    if data.layout != "free":
-        raise UserError(f"{name}: buckets are for data.layout free, and it is {data.layout}")
-    if len(bucket) != 2:
-        raise UserError(f"{name} is not [height, width] in pixels")
-    if problem := size_problem(model, data, *bucket):
-        raise UserError(f"{name}: {problem}")
-    if min(bucket) < LEAST_FREE:
-        raise UserError(f"{name}: too small to draw in; at least {LEAST_FREE} pixels on each side")
-    if abs(bucket[0] * bucket[1] / data.image_size**2 - 1) > BUCKET_AREA:
-        raise UserError(
-            f"{name}: {bucket[0] * bucket[1]:,} pixels; an area within {BUCKET_AREA:.0%} of "
-            f"data.image_size**2 = {data.image_size**2:,} is needed"
-        )
-
-
-def _check(config: RunConfig) -> None:
-    """What no single field can know."""
-    model, data = config.model, config.data
-    lengths = [key for key in LENGTHS if getattr(config, key) is not None]
-    if len(lengths) != 1:
-        raise UserError("give exactly one of steps, images and flops" + (", not none" if not lengths else ""))
-    if data.image_size % data.downsample:
-        raise UserError(f"data.image_size: {data.image_size} is not a multiple of data.downsample {data.downsample}")
-    if model.latent_size != data.image_size // data.downsample:
-        raise UserError(
-            f"model.latent_size: {model.latent_size} does not fit the data; "
-            f"data.image_size / data.downsample is {data.image_size // data.downsample}"
-        )
-    if model.latent_size % model.patch:
-        raise UserError(f"model.patch: {model.patch} does not divide model.latent_size {model.latent_size}")
-    if model.latent_channels > 3 * data.downsample**2:
-        raise UserError(
-            f"model.latent_channels: {model.latent_channels} is more than a patch of pixels holds, "
-            f"3 * data.downsample**2 = {3 * data.downsample**2}"
-        )
-    if model.width % 4 or model.time_dim % 2:
-        raise UserError(
-            f"model.head_dim: width {model.width} = head_dim * depth must be a multiple of 4 "
-            "(two-dimensional sine-cosine positions), and model.time_dim even"
-        )
-    if model.weight_sets == 3 and not model.clip_tokens < model.text_tokens:
-        raise UserError(
-            f"model.clip_tokens: {model.clip_tokens} of {model.text_tokens} text tokens leave none of T5's, "
-            "whose weights are the third of model.weight_sets 3"
-        )
-    if model.architecture == "uvit" and (model.patch < 2 or model.patch & (model.patch - 1)):
-        raise UserError(f"model.patch: a uvit halves the resolution down to a patch: {model.patch} is not 2, 4, 8, ...")
-    if model.architecture == "uvit" and model.width % model.patch:
-        raise UserError(
-            f"model.head_dim: width {model.width} = head_dim * depth is not a multiple of model.patch {model.patch}, "
-            "and a uvit's channels halve as often as its resolution doubles"
-        )
-    if model.dual_attention and (model.architecture != "mmdit" or model.weight_sets == 1):
-        raise UserError("model.dual_attention: image tokens that attend apart need weights of their own: mmdit, 2 sets")
-    if any(block >= model.depth for block in model.dual_attention) or list(model.dual_attention) != sorted(
-        set(model.dual_attention)
-    ):
-        raise UserError(
-            f"model.dual_attention: {list(model.dual_attention)} is not an ascending list of blocks, "
-            f"each from 0 to model.depth - 1 = {model.depth - 1}"
-        )
-    if model.position_grid and model.position_grid < model.side:
-        raise UserError(
-            f"model.position_grid: {model.position_grid} is smaller than an image; "
-            f"at least model.latent_size / model.patch = {model.side}, or 0"
-        )
-    if data.text_sequence and (
-        data.text_parts < 2 or min(model.clip_tokens, model.text_tokens - model.clip_tokens) < CAPTION_WORDS
-    ):
-        raise UserError(
-            f"data.text_sequence: takes two parts, and a caption of {CAPTION_WORDS} words each in the "
-            f"{model.clip_tokens} tokens of CLIP and in the other {model.text_tokens - model.clip_tokens}, of T5 "
-            "(model.clip_tokens, model.text_tokens)"
-        )
-    if data.text_parts > min(model.text_dim, model.pooled_dim):
-        raise UserError(f"data.text_parts: {data.text_parts} parts do not fit model.text_dim or model.pooled_dim")
-    if model.text_tokens < CAPTION_WORDS:
-        raise UserError(f"model.text_tokens: {model.text_tokens} is too few for a caption; at least {CAPTION_WORDS}")
-    if data.layout == "grid" and data.image_size % data.grid:
-        raise UserError(f"data.grid: {data.grid} cells do not divide {data.image_size} pixels")
-    if data.layout == "grid" and data.image_size < LEAST_CELL * data.grid:
-        raise UserError(
-            f"data.grid: cells of {data.image_size / data.grid:g} pixels are too small to draw in; "
-            f"at most {data.image_size // LEAST_CELL} cells on a side at data.image_size {data.image_size}"
-        )
-    if data.layout == "free" and data.image_size < LEAST_FREE:
-        raise UserError(f"data.image_size: {data.image_size} is too small for layout free; at least {LEAST_FREE}")
-    for bucket in data.buckets:
-        _check_bucket(bucket, model, data)
-    if len(set(data.buckets)) < len(data.buckets):
-        raise UserError(f"data.buckets: {list(map(list, data.buckets))} has a bucket twice")
-    if not config.init_from and (config.init_step or config.init_weights != "ema"):
-        raise UserError("init_step and init_weights: say of init_from which weights to take, and init_from is not set")
-    if config.batch % (max(config.mesh.data, 1) * config.mesh.fsdp * config.mesh.accumulate):
-        raise UserError(
-            f"batch: {config.batch} is not divisible by the mesh, data {config.mesh.data} x fsdp {config.mesh.fsdp} "
-            f"devices, times {config.mesh.accumulate} parts (mesh.accumulate)"
-        )
-    for drop in config.optimizer.drops:
-        if len(drop) != 2 or drop[0] < 1 or drop[1] <= 0:
-            raise UserError(f"optimizer.drops: {list(drop)} is not [step, factor] with step >= 1 and factor > 0")

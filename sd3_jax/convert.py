@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 from sd3_jax import config as configs
-from sd3_jax import records
-from sd3_jax.config import LEAST_FREE, MeshConfig, ModelConfig, RunConfig
+from sd3_jax import overlays, records
+from sd3_jax.checks import LEAST_FREE
+from sd3_jax.config import MeshConfig, ModelConfig, RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import generate
 from sd3_jax.flops import total_steps
@@ -51,7 +52,8 @@ _FIELDS = {
 
 def is_run(path: Path) -> bool:
     """Whether this is a run directory, and not a folder of diffusers'."""
-    return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
+    ours = (path / "checkpoints").is_dir() or (path / "lives.jsonl").is_file()
+    return ours and (path / "config.json").is_file()
 
 
 def to_run(source: Path, target: Path, overlay: Mapping[str, Any]) -> RunConfig:
@@ -187,7 +189,7 @@ def _from_folder(folder: Path, overlay: Mapping[str, Any]) -> tuple[dict[str, St
         origin = _read_json(folder / ORIGIN)
         try:
             length = {"steps": origin["step"]}
-            config = configs.resolve(origin["config"], length, overlay)
+            config = overlays.resolve(origin["config"], length, overlay)
         except (KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{folder / ORIGIN}: is not what a run was exported with; delete it to do without"
@@ -195,7 +197,7 @@ def _from_folder(folder: Path, overlay: Mapping[str, Any]) -> tuple[dict[str, St
         if model_fields(describe(config.model), path) != fields:
             raise UserError(f"{folder / ORIGIN}: is of another model than {path}; delete it to do without")
     else:
-        config = configs.resolve(_around(fields), overlay)
+        config = overlays.resolve(_around(fields), overlay)
     return tensors.catalogue(folder), "diffusers", config
 
 
@@ -210,7 +212,7 @@ def _from_file(path: Path, overlay: Mapping[str, Any]) -> tuple[dict[str, Stored
         model = names.infer_model({name: stored.shape for name, stored in found.items()}, style)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return found, style, configs.resolve(_around(dataclasses.asdict(model)), overlay)
+    return found, style, overlays.resolve(_around(dataclasses.asdict(model)), overlay)
 
 
 def _around(model: Mapping[str, Any]) -> dict[str, Any]:

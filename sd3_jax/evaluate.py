@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from sd3_jax import config as configs
-from sd3_jax import records
+from sd3_jax import overlays, records
 from sd3_jax.config import DataConfig, RunConfig
 from sd3_jax.data import captions
 from sd3_jax.errors import UserError
@@ -188,7 +187,7 @@ def data_of(out: Path) -> DataConfig:
         raise UserError(f"{out}: no settings.json says what scenes these are; name them with --experiment") from None
     try:
         fitting = {"latent_size": data["image_size"] // data["downsample"], "patch": 1, "latent_channels": 1}
-        return configs.resolve({"steps": 1, "data": data, "model": fitting}).data
+        return overlays.resolve({"steps": 1, "data": data, "model": fitting}).data
     except (UserError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{path}: data: {error}") from None
 

@@ -23,7 +23,7 @@ SWEEPS = _ROOT / "sweeps"
 
 
 def load_experiment(name_or_path: str, relative_to: Path = Path()) -> dict[str, Any]:
-    """The overlay that an experiment stands for, as a nested dictionary for :func:`sd3_jax.config.resolve`.
+    """The overlay that an experiment stands for, as a nested dictionary for :func:`sd3_jax.overlays.resolve`.
 
     A bare name is shipped (``experiments/NAME.py``); a path, relative to ``relative_to``, is a Python file with
     ``get_config() -> ConfigDict``, or a run's ``config.json``. Raises UserError, in one line, for an unknown name

@@ -147,7 +147,7 @@ def image_flops(config: RunConfig, count: Callable[[ModelConfig, int], int] = tr
 
     With buckets the mean over them, which is what was spent after every whole cycle of ``len(buckets)`` steps.
 
-    >>> from sd3_jax.config import resolve
+    >>> from sd3_jax.overlays import resolve
     >>> image_flops(resolve({"steps": 1})) == train_flops(ModelConfig())
     True
     """

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from sd3_jax import bucket, convert, records
 from sd3_jax import config as configs
-from sd3_jax import convert, records
 from sd3_jax.config import ModelConfig, RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import generate
@@ -28,6 +28,7 @@ from sd3_jax.training.step import init_params
 
 TABLE = "position_table"
 GAINS = ("norm_q.gain", "norm_k.gain")  # how the names of QK-norm's parameters end
+NAMED = 4  # differences of a kind that an error names; a deep model of another width has hundreds
 SAME = ("architecture", "weight_sets", "patch", "dual_attention")  # may differ without a trace in names and shapes
 
 
@@ -42,8 +43,8 @@ class Source(NamedTuple):
 def find(config: RunConfig) -> Source:
     """The source that ``init_from`` names, which fits ``config.model``.
 
-    Raises UserError, in one line, for what is missing or broken, and for another model: naming every parameter that
-    is missing, extra, or of another shape.
+    Raises UserError, in one line, for what is missing or broken, and for another model: naming the first few
+    parameters that are missing, extra, or of another shape, and counting the others.
     """
     path = Path(config.init_from)
     if not path.exists():
@@ -58,7 +59,7 @@ def find(config: RunConfig) -> Source:
 
 def _of_run(path: Path, config: RunConfig) -> Source:
     own = records.load_config(path)
-    saved = checkpoint.saved_steps(path / "checkpoints")
+    saved = checkpoint.saved_steps(bucket.checkpoints(path, own))
     if not saved:
         raise UserError(f"{path}: has no checkpoint to start from")
     step = config.init_step or saved[-1]
@@ -81,7 +82,7 @@ def _of_file(path: Path, config: RunConfig) -> Source:
 
 
 def _check(source: ModelConfig, target: ModelConfig) -> None:
-    """Raises UserError that names everything in which the models differ and may not."""
+    """Raises UserError that says in what the models differ and may not: of each kind the first few, and how many."""
     have, want = ({name: leaf.shape for name, leaf in _named(_shapes(model)).items()} for model in (source, target))
     have.pop(TABLE, None)
     want.pop(TABLE, None)
@@ -97,11 +98,16 @@ def _check(source: ModelConfig, target: ModelConfig) -> None:
         f"model.{key} {a} instead of {b}" for key in SAME if (a := getattr(source, key)) != (b := getattr(target, key))
     ]
     groups = (("of another kind", other), ("missing", missing), ("extra", extra), ("of another shape", wrong))
-    said = [f"{what}: {', '.join(which)}" for what, which in groups if which]
+    said = [f"{what}: {_first(which)}" for what, which in groups if which]
     if said:
         raise UserError(
             f"not the weights of a model of depth {target.depth} and width {target.width}; {'; '.join(said)}"
         )
+
+
+def _first(differences: list[str]) -> str:
+    rest = len(differences) - NAMED
+    return ", ".join(differences[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def parameters(source: Source, model: ModelConfig, mesh: Mesh) -> Any:

@@ -79,12 +79,18 @@ def newest(run_dir: Path) -> dict[str, Any] | None:
 
 
 def silent_seconds(run_dir: Path) -> float | None:
-    """How long ago the holder last wrote, by the clocks of file system and machine; None if nobody holds the run."""
+    """How long ago the holder last wrote; None if nobody holds the run.
+
+    Of a process of this machine, by time since the boot. Of another, by its file's time and this machine's clock, of
+    which one may be wrong: then this is too, and may be negative. Nothing but a display depends on it.
+    """
     claim = newest(run_dir)
     if claim is None or claim.get("given_up") or _is_gone(claim):
         return None
+    if claim.get("machine") == _machine() and isinstance(claim.get("uptime"), float):
+        return time.monotonic() - claim["uptime"]
     with suppress(OSError):
-        return max(0.0, time.time() - _path(run_dir, claim["number"]).stat().st_mtime)
+        return time.time() - _path(run_dir, claim["number"]).stat().st_mtime
     return None
 
 
@@ -203,7 +209,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _self(beat: int) -> dict[str, Any]:
     own = {"machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid())}
-    return own | {"host": os.uname().nodename, "user": _user(os.getuid()), "beat": beat}
+    now = {"beat": beat, "uptime": time.monotonic()}
+    return own | {"host": os.uname().nodename, "user": _user(os.getuid())} | now
 
 
 def _named(claim: dict[str, Any]) -> str:

@@ -4,8 +4,11 @@ import glob
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Mapping, MutableMapping
+
+from sd3_jax.errors import UserError
 
 # glibc gives large buffers back to the kernel after every step and takes them again, zeroed page by page, in the
 # next: on CPU that was a third of a step's time. Kept instead, in huge pages. Read once, when a process starts.
@@ -41,6 +44,34 @@ def has_accelerator(environ: MutableMapping[str, str] = os.environ) -> bool:
         return True
     tpus = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
     return bool(tpus) and importlib.util.find_spec("libtpu") is not None
+
+
+def gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
+
+
+def is_one_of_many(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a worker of a sweep spans hosts, and this process is the one of its host.
+
+    So say our launchers (``SD3_JAX_HOSTS``, their number), the user (``SD3_JAX_COORDINATOR``), or a TPU slice of
+    several hosts. ``SD3_JAX_ALONE``, which a worker of one host sets for its cells, says no.
+    """
+    if environ.get("SD3_JAX_ALONE"):
+        return False
+    tpu_hosts = [host for host in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
+    return bool(environ.get("SD3_JAX_COORDINATOR")) or len(tpu_hosts) > 1 or hosts(environ) > 1
+
+
+def hosts(environ: Mapping[str, str] = os.environ) -> int:
+    """SD3_JAX_HOSTS, or 1. Raises UserError where it is no number of hosts."""
+    given = environ.get("SD3_JAX_HOSTS") or "1"
+    if not re.fullmatch("[1-9][0-9]{0,5}", given):
+        raise UserError(f"SD3_JAX_HOSTS: {given!r} is not a number of hosts")
+    return int(given)
 
 
 def cores() -> list[int]:

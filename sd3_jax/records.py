@@ -20,11 +20,12 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from sd3_jax import config as configs
+from sd3_jax import overlays
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.flops import total_steps
@@ -37,25 +38,37 @@ def _free() -> None:
     """Nobody else can have the run."""
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """The error of a full or forbidden disk names the file that was meant; of its own it names another, or none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def write_atomic(path: Path, content: str | bytes, check: Check = _free) -> None:
     """Replace ``path`` by ``content`` so that a reader, or a crash, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        check()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            check()
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # where nothing can be written, there is nothing
+                temporary.unlink()
 
 
 def append(path: Path, row: Mapping[str, Any], check: Check = _free) -> None:
     """Add one row. Numbers that JSON lacks (nan, inf) become null."""
     line = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
-    with open(path, "ab+") as file:
+    with _named(path), open(path, "ab+") as file:
         check()  # after opening: a successor replaces the file (cut_after), and what we still write goes to the old one
         if file.tell():  # a crash may have left half a line: start on a fresh one
             file.seek(-1, os.SEEK_END)
@@ -104,8 +117,12 @@ def open_run(run_dir: Path, config: RunConfig) -> None:
     cool down would change its length.
     """
     check_run(run_dir, config)
-    if (run_dir / "config.json").exists() and total_steps(load_config(run_dir)) != total_steps(config):
-        (run_dir / "DONE").unlink(missing_ok=True)
+    if (run_dir / "config.json").exists():
+        old = load_config(run_dir)
+        if old == config:  # a run that is done may lie where nothing can be written
+            return
+        if total_steps(old) != total_steps(config):
+            (run_dir / "DONE").unlink(missing_ok=True)
     write_atomic(run_dir / "config.json", json.dumps(configs.to_dict(config), indent=1) + "\n")
 
 
@@ -121,7 +138,7 @@ def load_config(run_dir: Path) -> RunConfig:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: is not a JSON object")
     try:
-        return configs.resolve(tree)
+        return overlays.resolve(tree)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sd3_jax import bucket, flops, initial, records, trackers
 from sd3_jax import config as configs
-from sd3_jax import flops, initial, records
 from sd3_jax.config import RunConfig, cooldown_start
 from sd3_jax.errors import RunFailed, Stopped, UserError
 from sd3_jax.evaluation import validation
@@ -48,10 +48,12 @@ def train(
     """
     # --- what is asked for -----------------------------------------------------------------------------------
     steps = flops.total_steps(config)
+    trackers.check(config.trackers)
     mesh = sharding.make_mesh(config.mesh, config.batch)
     writes = jax.process_index() == 0
     check = lease.check if lease else lambda: None
     if writes:
+        bucket.pull(run_dir, config)
         records.open_run(run_dir, config)
     if group.agreed(records.status(run_dir) == "done"):
         return records.read_rows(run_dir / "DONE")[0][0]
@@ -72,7 +74,9 @@ def train(
         print(f"note: {branch_from} has no checkpoint at the cooldown: {run_dir} starts at {start}", file=sys.stderr)
     if source:
         own = source == run_dir
-        state, start = checkpoint.restore_newest(source / "checkpoints", start, shapes, shardings, set_aside=own)
+        state, start = checkpoint.restore_newest(
+            bucket.checkpoints(source, config), start, shapes, shardings, set_aside=own
+        )
     elif given:
         params = initial.parameters(given, config.model, mesh)
         state = jax.jit(make_begin(config, steps), out_shardings=shardings, donate_argnums=0)(params)
@@ -90,8 +94,8 @@ def train(
     draw = make_draw(config, mesh)
     train_step = jit_step(config, steps, mesh, shardings)
     evaluate = validation.make_eval(config, make_model(config.model, config.mesh), mesh)
-    owner = group.agreed(lease.number if lease else 0)
-    saver = checkpoint.Saver(run_dir / "checkpoints", config.keep_steps, owner, check)
+    owner, folder = group.agreed(lease.number if lease else 0), bucket.checkpoints(run_dir, config)
+    saver = checkpoint.Saver(folder, config.keep_steps, owner, check, lambda: bucket.push(run_dir, config))
     rate_of = optimizer.schedule(config.optimizer, config.model.width, steps)
     peak = flops.peak_flops(jax.devices()[0].device_kind)
     began = saved = time.monotonic()
@@ -103,11 +107,15 @@ def train(
             seconds = round(seconds_before + time.monotonic() - began, 3)
             row = {"split": split, **spent, "seconds": seconds, **values}
             records.append(run_dir / "metrics.jsonl", row, check)
+            track(row)
 
     # --- the loop ---------------------------------------------------------------------------------------------
     pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row, still on the device
     tick = time.monotonic()
-    with _progress(run_dir.name, steps, start) as report, group.told_to_stop() as stop:
+    copies = trackers.tracking(config.trackers if writes else (), run_dir, configs.to_dict(config))
+    bar, signals = _progress(run_dir.name, steps, start), group.told_to_stop()
+    # Whatever ends the loop, what is being saved is brought to its end, or cleared away, before the process leaves.
+    with copies as track, bar as report, signals as stop, closing(saver):
         for step in range(start + 1, steps + 1):
             state, metrics = train_step(state, draw(seed, np.int32(step - 1)))
             pending.append(metrics)
@@ -130,10 +138,11 @@ def train(
                 if due:
                     scores = {"raw": evaluate(state.params), "ema": evaluate(state.ema)}
                 if not all(math.isfinite(x) for x in (*values.values(), *(s["loss"] for s in scores.values()))):
-                    saver.close()
+                    saver.finish()
                     why = f"loss is not finite between steps {step - len(pending) + 1} and {step}"
                     if writes:
                         records.fail(run_dir, why, check)
+                        bucket.push(run_dir, config)
                     raise Diverged(f"{run_dir}: {why}")
                 pending = []
                 if due:
@@ -148,10 +157,8 @@ def train(
                     saver.save(step, state)
                     saved = time.monotonic()
                 if stopping and step < steps:
-                    saver.close()
                     raise Stopped(f"{run_dir}: told to stop, and saved at step {step}; the same command goes on")
                 tick = time.monotonic()
-    saver.close()
 
     # --- the end ----------------------------------------------------------------------------------------------
     rows, _ = records.read_rows(run_dir / "metrics.jsonl")
@@ -166,12 +173,13 @@ def train(
     }
     if writes:
         records.finish(run_dir, summary, check)
+        bucket.push(run_dir, config)
     return summary
 
 
 def _resume_point(config: RunConfig, run_dir: Path, branch_from: Path | None, steps: int) -> tuple[Path | None, int]:
     """Whose checkpoint to start from, and its step: our own newest, else the parent's before the cooldown."""
-    own = [step for step in checkpoint.saved_steps(run_dir / "checkpoints") if step <= steps]
+    own = [step for step in checkpoint.saved_steps(bucket.checkpoints(run_dir, config)) if step <= steps]
     newest = group.agreed(own[-1] if own else 0)
     if newest:
         return run_dir, newest
@@ -181,7 +189,7 @@ def _resume_point(config: RunConfig, run_dir: Path, branch_from: Path | None, st
     if [change.partition(":")[0] for change in changes] != ["optimizer.cooldown"]:
         raise UserError(f"{branch_from}: not the same run without a cooldown ({'; '.join(changes) or 'no difference'})")
     limit = cooldown_start(config.optimizer, steps)
-    parents = [step for step in checkpoint.saved_steps(branch_from / "checkpoints") if step <= limit]
+    parents = [step for step in checkpoint.saved_steps(bucket.checkpoints(branch_from, config)) if step <= limit]
     newest = group.agreed(parents[-1] if parents else 0)
     return (branch_from, newest) if newest else (None, 0)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sd3_jax import flops, records
-from sd3_jax.config import RunConfig, resolve
+from sd3_jax.config import RunConfig
+from sd3_jax.overlays import resolve
 
 BENCH = {
     "model.head_dim": 16,

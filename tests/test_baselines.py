@@ -9,8 +9,9 @@ import pytest
 from scipy.signal import correlate2d
 from scipy.special import softmax
 
-from sd3_jax.config import MeshConfig, ModelConfig, resolve
+from sd3_jax.config import MeshConfig, ModelConfig
 from sd3_jax.errors import UserError
+from sd3_jax.overlays import resolve
 from sd3_jax.training.step import init_params, make_model
 
 SIZES = {"head_dim": 8, "latent_size": 8, "text_tokens": 5, "clip_tokens": 2, "text_dim": 20, "pooled_dim": 12}

@@ -18,13 +18,14 @@ from test_scenes import geneval_relations
 from tiny import tiny, write_checkpoints
 
 from sd3_jax import flops, records
-from sd3_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig, resolve
+from sd3_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig
 from sd3_jax.data import scenes
 from sd3_jax.data.buckets import bucket_of
 from sd3_jax.data.composition import RELATIONS, SHAPES, TASKS
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import generate, prompts, validation
 from sd3_jax.models.mmdit import MMDiT
+from sd3_jax.overlays import resolve
 from sd3_jax.sweep import plan
 from sd3_jax.sweep.spec import cells
 from sd3_jax.train import train

@@ -11,7 +11,7 @@ import pytest
 
 import sd3_jax
 from sd3_jax import cli, experiments, lease, platform, records
-from sd3_jax.config import resolve
+from sd3_jax.overlays import resolve
 from sd3_jax.sweep import run as runner
 from sd3_jax.sweep import spec, status
 
@@ -330,6 +330,19 @@ def test_train_refuses_a_run_that_another_process_holds(sd3, tmp_path, monkeypat
     assert status == 75
     assert f"process {os.getpid()} of " in errors
     assert "is running this run" in errors
+
+
+def test_a_sweeps_claim_is_adopted_before_jax_is_imported(sd3, tmp_path, monkeypatch):
+    """Nobody else keeps it alive, and on a busy machine the import may take as long as a lease."""
+    records.open_run(tmp_path / "r", resolve(experiments.load_experiment("scenes_cpu")))
+    for _ in range(2):
+        last = lease.claim(tmp_path / "r", lease.Watch())
+        lease.give_up(last)
+    monkeypatch.setitem(sys.modules, "jax", None)  # to import it is an error
+    monkeypatch.setenv("SD3_JAX_LEASE", "1")
+    status, _, errors = sd3("train", "scenes_cpu", "--run", "r")
+    assert status == 75
+    assert "was taken for dead" in errors
 
 
 # --- experiments and the platform -----------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import pytest
 from jax.experimental import topologies
 
 from sd3_jax import hardware, layout
-from sd3_jax.config import MeshConfig, RunConfig, resolve
+from sd3_jax.config import MeshConfig, RunConfig
 from sd3_jax.errors import RunFailed, UserError
+from sd3_jax.overlays import resolve
 from sd3_jax.sweep import compile as compiler
 from sd3_jax.sweep import plan as plans
 from sd3_jax.sweep import plan_table, spec

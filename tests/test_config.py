@@ -8,18 +8,9 @@ import pytest
 import yaml
 
 from sd3_jax import config as configs
-from sd3_jax.config import (
-    YOUNGER,
-    RunConfig,
-    default_config,
-    difference,
-    fingerprint,
-    identity,
-    parse_assignments,
-    resolve,
-    to_dict,
-)
+from sd3_jax.config import YOUNGER, RunConfig, default_config, difference, fingerprint, identity, to_dict
 from sd3_jax.errors import UserError
+from sd3_jax.overlays import parse_assignments, resolve
 from sd3_jax.records import load_config
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from sd3_jax import flops
-from sd3_jax.config import MeshConfig, ModelConfig, resolve
+from sd3_jax.config import MeshConfig, ModelConfig
 from sd3_jax.errors import UserError
+from sd3_jax.overlays import resolve
 from sd3_jax.training.step import init_params, make_model
 
 # depth: parameters, forward FLOPs an image, exact training FLOPs an image, at 256 px (256 + 154 tokens)

@@ -16,7 +16,7 @@ from test_resume import final_state, history
 from tiny import TINY, tiny, write_checkpoints
 
 from sd3_jax import config as configs
-from sd3_jax import convert, initial, records
+from sd3_jax import convert, initial, overlays, records
 from sd3_jax.config import MeshConfig, RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import generate
@@ -142,7 +142,7 @@ def test_a_resumed_run_needs_its_source_no_more_and_records_say_what_it_was(sour
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     config = tiny(init_from=str(moved), **{"model.qk_norm": True})
     train(config, whole)
-    train(configs.resolve(configs.to_dict(config), {"steps": 3}), broken)
+    train(overlays.resolve(configs.to_dict(config), {"steps": 3}), broken)
     shutil.rmtree(moved)
     train(config, broken)
     assert [row for row in history(broken) if row["step"] > 3] == [row for row in history(whole) if row["step"] > 3]
@@ -225,8 +225,8 @@ BAD = {
     "not weights": ["other.safetensors: holds no MM-DiT"],
     "broken checkpoint": ["broken/checkpoints/40: cannot be restored"],
     "step": ["no checkpoint of init_step 30; there are 20, 40"],
-    "depth": ["depth 3 and width 24", "blocks.image.qkv.kernel [1, 16, 48] instead of [2, 24, 72]", "final.kernel"],
-    "width": ["depth 2 and width 32", "of another shape: ", "patch_embed.kernel [16, 16] instead of [16, 32]"],
+    "depth": ["depth 3 and width 24", "mlp.first.kernel [1, 16, 64] instead of [2, 24, 96]", " and 45 more"],
+    "width": ["depth 2 and width 32", "of another shape: ", "mlp.second.bias [1, 16] instead of [1, 32]"],
     "text": ["of another shape: text_embed.kernel [24, 16] instead of [48, 16]"],
     "kind": [
         "of another kind: model.dual_attention () instead of (1,)",
@@ -242,7 +242,7 @@ def test_what_cannot_be_started_from_is_one_line_and_leaves_nothing(
     tmp_path: Path,
     bad: str,
 ) -> None:
-    overlay = configs.to_dict(configs.resolve(TINY, misfit(source, tmp_path, bad)))
+    overlay = configs.to_dict(overlays.resolve(TINY, misfit(source, tmp_path, bad)))
     (tmp_path / "bad.json").write_text(json.dumps(overlay))
     code, out, err = sd3("train", "bad.json", "--run", "run")
     assert_one_line(code, out, err, *BAD[bad])

@@ -17,8 +17,8 @@ import yaml
 
 import sd3_jax
 from sd3_jax import cli, flops, hardware, platform, records
-from sd3_jax.config import resolve
 from sd3_jax.errors import RunFailed, UserError
+from sd3_jax.overlays import resolve
 from sd3_jax.sweep import launch, slurm
 from sd3_jax.sweep.submission import Submission
 
@@ -287,6 +287,22 @@ def test_workers_are_jobsets_of_their_own_with_the_sweep_s_files_verbatim(sd3, w
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert container["command"][3] == f"{mounts['sweep']}/{FILE}"
         assert container["command"][4:] == ["--runs", f"{mounts['runs']}/{Path(FILE).stem}", "--workers", "2"]
+
+
+def test_workers_without_a_volume_run_parts_of_a_sweep_whose_cells_live_in_a_bucket(sd3, work):
+    (work / FILE).write_text(SWEEP + "set: {checkpoint_root: gs://bucket/sweep}\n")
+    code, out, _ = sd3("sweep", "submit", FILE, *without(JOBSET, "--volume"), "--count", "2", "--dry-run")
+    assert code == 0
+    _, *documents = manifests(out)
+    for number, document in enumerate(documents, 1):
+        check_jobset(document)
+        pod = document["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        assert {"name": "runs", "emptyDir": {}} in pod["volumes"]
+        assert pod["containers"][0]["command"][-2:] == ["--cells", f"{number}/2"]
+    code, out, _ = sd3("sweep", "submit", FILE, *without(TPU_VM, "--volume"), "--count", "2", "--dry-run")
+    assert code == 0
+    assert "--cells 1/2" in out
+    assert "--cells 2/2" in out
 
 
 def test_kubectl_gets_the_manifest_that_the_dry_run_prints(sd3, stubs, tmp_path):

@@ -33,7 +33,10 @@ def single() -> tuple[list[float], dict[str, float]]:
     return run(MeshConfig(), 1)
 
 
-@pytest.mark.parametrize("data, fsdp", [(2, 4), pytest.param(8, 1, marks=pytest.mark.slow)])
+OTHERS = [pytest.param(data, 8 // data, marks=pytest.mark.slow) for data in (8, 4, 1)]
+
+
+@pytest.mark.parametrize("data, fsdp", [(2, 4), *OTHERS])
 def test_eight_devices_agree_with_one(
     single: tuple[list[float], dict[str, float]], data: int, fsdp: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

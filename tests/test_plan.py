@@ -4,8 +4,8 @@ import json
 import pytest
 
 from sd3_jax import experiments
-from sd3_jax.config import resolve
 from sd3_jax.errors import UserError
+from sd3_jax.overlays import resolve
 from sd3_jax.sweep import plan as plans
 from sd3_jax.sweep import spec
 from sd3_jax.training import checkpoint

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sd3_jax.config import resolve
 from sd3_jax.data import captions, composition, scenes
 from sd3_jax.data.composition import COLORS, RELATIONS, SHAPES, TASKS
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import prompts
 from sd3_jax.evaluation.prompts import GROUPS
 from sd3_jax.experiments import load_experiment
+from sd3_jax.overlays import resolve
 
 SETTINGS = ("scenes_cpu", "scenes_gpu")
 settings = pytest.mark.parametrize("name", SETTINGS)

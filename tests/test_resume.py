@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import pytest
 from tiny import tiny
 
 from sd3_jax import config as configs
-from sd3_jax import records
+from sd3_jax import overlays, records
 from sd3_jax.config import RunConfig
-from sd3_jax.errors import UserError
+from sd3_jax.errors import LeaseLost, UserError
 from sd3_jax.evaluation import generate
+from sd3_jax.lease import Lease
 from sd3_jax.train import Diverged, train
 from sd3_jax.training import checkpoint, sharding
 from sd3_jax.training.step import make_init
@@ -33,11 +35,11 @@ def command(config: RunConfig, run_dir: Path, folder: Path) -> list[str]:
     return [sys.executable, "-m", "sd3_jax.cli", "train", str(path), "--run", str(run_dir)]
 
 
-def final_state(run_dir: Path) -> list[np.ndarray]:
+def final_state(run_dir: Path, step: int | None = None) -> list[np.ndarray]:
     config = records.load_config(run_dir)
     mesh = sharding.make_mesh(config.mesh, config.batch)
     shapes = jax.eval_shape(make_init(config, 8), jnp.uint32(0))
-    step = checkpoint.saved_steps(run_dir / "checkpoints")[-1]
+    step = step or checkpoint.saved_steps(run_dir / "checkpoints")[-1]
     state = checkpoint.restore(run_dir / "checkpoints", step, shapes, sharding.state_shardings(mesh, shapes))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
@@ -132,12 +134,26 @@ def test_a_longer_run_goes_on_and_another_run_is_refused(finished: Path, tmp_pat
 
 def test_divergence_stops_the_run_says_why_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     config = tiny(checkpoint_seconds=0.0, **{"optimizer.learning_rate": 10.0, "optimizer.clip_norm": 0, "steps": 400})
-    config = configs.resolve(configs.to_dict(config), {"model.qk_norm": False, "optimizer.drops": [[5, 1e30]]})
+    config = overlays.resolve(configs.to_dict(config), {"model.qk_norm": False, "optimizer.drops": [[5, 1e30]]})
     with pytest.raises(Diverged, match="not finite"):
         train(config, tmp_path / "run")
     assert records.status(tmp_path / "run") == "failed"
     assert "not finite" in (tmp_path / "run" / "FAILED").read_text()
     assert all(np.isfinite(leaf).all() for leaf in final_state(tmp_path / "run"))
+
+
+def test_a_run_that_is_lost_while_it_saves_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+
+    class Lost(Lease):
+        def check(self) -> None:
+            if checkpoint.saved_steps(folder):
+                raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        train(tiny(checkpoint_seconds=0.0), tmp_path / "run", lease=Lost(tmp_path / "run", 3))
+    assert os.listdir(folder) == ["1"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "commit"]
 
 
 def flip(path: Path, place: float) -> None:

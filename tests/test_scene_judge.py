@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sd3_jax.config import DataConfig, resolve
+from sd3_jax.config import DataConfig
 from sd3_jax.data import captions, composition, scenes
 from sd3_jax.evaluation import geneval, scene_fit, scene_judge
 from sd3_jax.evaluation.generate import to_uint8
 from sd3_jax.evaluation.prompts import GROUPS, metadata
 from sd3_jax.experiments import load_experiment
+from sd3_jax.overlays import resolve
 
 SETTINGS = {"scenes_cpu": 200, "scenes_gpu": 100}  # scenes of each task, of 24 px on a grid and of 64 px placed freely
 SEED = 20261124  # of these tests alone: the judge was made looking at others

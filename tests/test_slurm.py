@@ -113,6 +113,25 @@ def test_a_preempted_sweep_is_requeued_and_finished(slurm_env, tmp_path):
     assert "2 done" in " ".join(status.stdout.split())
 
 
+def test_two_nodes_run_a_cell_together_are_preempted_and_finish_it(slurm_env, tmp_path):
+    (tmp_path / "exp.py").write_text(EXPERIMENT)
+    (tmp_path / "pair.yaml").write_text("experiment: exp.py\nset: {steps: 300}\ncells: [{model.depth: 2, seed: 0}]\n")
+    options = ("--launcher", "slurm", "--nodes", "2", "--cpus", "1", "--time", "2:00:00")
+    argv = [sys.executable, "-m", "sd3_jax.cli", "sweep", "submit", "pair.yaml", *options]
+    subprocess.run(argv, cwd=tmp_path, env=slurm_env, check=True, capture_output=True, timeout=120)
+    cell = tmp_path / "runs" / "pair" / "d02-s0"
+    wait_for(lambda: records.read_rows(cell / "metrics.jsonl")[0], 240, "the first step")
+    preempt(slurm_env)
+    wait_for(lambda: over(slurm_env), 400, "the requeued job to end")
+    assert "Restarts=1" in ask(slurm_env, "scontrol", "show", "job", "1")
+    assert (cell / "DONE").exists()
+    lives = records.read_rows(cell / "lives.jsonl")[0]
+    assert [life["processes"] for life in lives] == [2, 2]
+    assert lives[1]["resumed_from"] > 0
+    rows = [row["step"] for row in records.read_rows(cell / "metrics.jsonl")[0] if row["split"] == "train"]
+    assert rows == sorted(set(rows))
+
+
 @pytest.fixture
 def stand_in(slurm_env, tmp_path, monkeypatch):
     """Submit the stand-in for a worker; what the task of a rank has said."""

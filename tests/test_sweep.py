@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sd3_jax import config as configs
-from sd3_jax import lease, platform, records
+from sd3_jax import lease, overlays, platform, records
 from sd3_jax.errors import UserError
 from sd3_jax.lease import Watch
+from sd3_jax.sweep import claims, spec, status
 from sd3_jax.sweep import run as runner
-from sd3_jax.sweep import spec, status
 from sd3_jax.training.optimizer import cooldown_start
 
 EXPERIMENT = textwrap.dedent(
@@ -219,7 +218,7 @@ def test_a_cooldown_finds_its_parent_which_keeps_the_checkpoint():
 @pytest.mark.parametrize("steps", [1, 7, 250, 2001])
 @pytest.mark.parametrize("cooldown", [0.0, 0.1, 0.25, 0.333, 1.0])
 def test_branches_start_where_the_schedule_begins_to_cool(steps, cooldown):
-    config = configs.resolve({"steps": steps, "optimizer.cooldown": cooldown})
+    config = overlays.resolve({"steps": steps, "optimizer.cooldown": cooldown})
     assert spec.branch_step(config) == cooldown_start(config.optimizer, steps)
 
 
@@ -315,7 +314,7 @@ def test_a_longer_sweep_goes_on_with_its_done_cells(bench):
 
 
 def test_a_conflict_is_found_before_anything_runs_or_is_written(bench):
-    other = configs.resolve({"steps": 100, "model.depth": 4, "batch": 8})
+    other = overlays.resolve({"steps": 100, "model.depth": 4, "batch": 8})
     records.open_run(bench.runs / "d04-s0", other)
     with pytest.raises(UserError, match=r"d04-s0: holds another run \(.*batch: 8 -> 256.*\)"):
         bench.run()
@@ -333,14 +332,19 @@ def test_two_runners_share_a_sweep_and_run_no_cell_twice(bench):
     assert set(bench.states().values()) == {"done"}
 
 
-def test_a_cell_that_another_runner_has_just_finished_is_not_started(bench):
+def test_a_cell_that_another_worker_finishes_as_it_is_claimed_is_not_run(bench, monkeypatch):
     (cell,) = bench.sweep("cells: [{model.depth: 2}]")
     runner.prepare([cell], bench.runs)
-    run_dir = bench.runs / cell.name
-    records.finish(run_dir, {})
-    assert runner._start(cell, bench.runs, {}, bench.command(run_dir, None), 0, Watch()) is None
-    assert bench.started() == []
-    assert not Watch().is_alive(run_dir)
+    claim = lease.claim
+
+    def too_late(run_dir, watch):
+        records.finish(run_dir, {})
+        return claim(run_dir, watch)
+
+    monkeypatch.setattr(lease, "claim", too_late)
+    assert claims.claim_next([cell], bench.runs, Watch()) is True
+    assert not Watch().is_alive(bench.runs / cell.name)
+    assert claims.claim_next([cell], bench.runs, Watch()) is False
 
 
 def test_cells_outlive_a_killed_runner_under_their_lease(bench):
@@ -412,7 +416,8 @@ def test_a_silent_holder_is_stalled(bench, monkeypatch):
     runner.prepare([cell], bench.runs)
     own = lease.claim(bench.runs / cell.name, Watch())
     assert bench.states() == {cell.name: "running"}
-    os.utime(own.path, (time.time() - 1000, time.time() - 1000))
+    claim = json.loads(own.path.read_text())
+    own.path.write_text(json.dumps(claim | {"uptime": claim["uptime"] - 1000}))
     state = status.read_state(cell, bench.runs)
     assert state.state == "stalled"
     assert "has been silent for 1000 s" in state.why

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from sd3_jax import records
-from sd3_jax.config import RunConfig, resolve
+from sd3_jax.config import RunConfig
+from sd3_jax.overlays import resolve
 from sd3_jax.training import checkpoint, optimizer
 from sd3_jax.training.step import TrainState, init_params
 

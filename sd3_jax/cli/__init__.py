@@ -3,10 +3,12 @@
 JAX and the analysis are imported inside the commands that need them, so that the others answer at once.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
+import absl.logging  # noqa: F401  its logger has a class of its own, if it is made first
 import typer
 
 import sd3_jax
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     0 done, 1 a run failed, 2 bad input, 42 told to stop (the same command goes on), 75 another process has the run,
     130 interrupted.
     """
+    for name in ("absl", "asyncio"):  # a full disk is one line of ours, and was three thousand of Orbax's
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         app(args=None if arguments is None else list(arguments), prog_name="sd3-jax")
     except UserError as error:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sd3_jax import config as configs
-from sd3_jax import platform
+from sd3_jax import overlays, platform
 from sd3_jax.cli.options import SetOption
 from sd3_jax.errors import UserError
 
@@ -30,7 +29,7 @@ def convert(
     platform.prepare()
     from sd3_jax import convert as converting
 
-    overlay = configs.parse_assignments(set_ or [])
+    overlay = overlays.parse_assignments(set_ or [])
     if weights not in ("ema", "raw"):
         raise UserError(f"weights: {weights!r} is not one of ema, raw")
     if not source.exists():

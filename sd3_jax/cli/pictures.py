@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sd3_jax import config as configs
-from sd3_jax import platform, records, terminal
+from sd3_jax import bucket, overlays, platform, records, terminal
 from sd3_jax.cli.options import JsonOption, SetOption, WorkersOption
 from sd3_jax.errors import UserError
 from sd3_jax.experiments import load_experiment
@@ -219,7 +218,7 @@ def _evaluate_folder(
     from sd3_jax.evaluation import truth
 
     if experiment is not None:
-        config = configs.resolve({"steps": 1}, load_experiment(experiment), configs.parse_assignments(set_ or []))
+        config = overlays.resolve({"steps": 1}, load_experiment(experiment), overlays.parse_assignments(set_ or []))
         data = config.data
     else:
         data = evaluation.data_of(folder)
@@ -253,7 +252,7 @@ def _with_checkpoints(runs: list[Path]) -> list[Path]:
     """The runs that have one; of the others a note. Raises UserError if none has."""
     from sd3_jax.training.checkpoint import saved_steps
 
-    lacking = [run for run in runs if not saved_steps(run / "checkpoints")]
+    lacking = [run for run in runs if not saved_steps(bucket.checkpoints(run, records.load_config(run)))]
     if lacking and len(lacking) == len(runs):
         raise UserError(f"{lacking[0]}: has no checkpoint to sample from; train it first, or restore its checkpoints/")
     for run in lacking:

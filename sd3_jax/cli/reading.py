@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sd3_jax import config as configs
-from sd3_jax import terminal
+from sd3_jax import overlays, terminal
 from sd3_jax.cli.options import ColumnsOption, JsonOption, RunsArgument, SourceArgument, WhereOption
 from sd3_jax.errors import UserError
 
@@ -158,7 +157,7 @@ def correlate(
     import analysis
     from analysis import quality
 
-    table = analysis.load_scores(runs, setting=configs.parse_assignments(where or []))
+    table = analysis.load_scores(runs, setting=overlays.parse_assignments(where or []))
     for note in table.attrs["notes"]:
         print(f"note: {note}", file=sys.stderr)
     names = score or [name for names in quality.PANELS for name in names if name in set(table["name"])]
@@ -199,7 +198,7 @@ def figure(
     else:
         table, scores = load_runs(runs), None
         try:
-            scores = analysis.load_scores(runs, setting=configs.parse_assignments(where or []))
+            scores = analysis.load_scores(runs, setting=overlays.parse_assignments(where or []))
         except UserError as error:
             if where:
                 raise

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from sd3_jax import records, terminal
+from sd3_jax import platform, records, terminal
 from sd3_jax.cli import submitting
 from sd3_jax.cli.options import JsonOption, RunsOption, SweepArgument, WorkersOption
 from sd3_jax.cli.reading import load_runs
@@ -111,11 +111,38 @@ def run(
 
     Example: sd3-jax sweep run figure8_cpu
     """
+    from sd3_jax.sweep import hosts
+    from sd3_jax.sweep import run as runner
+
+    path, every = _load_sweep(file)
+    chosen, runs_dir = every if cells is None else runner.share(every, cells), _runs_dir(path, runs)
+    if not platform.is_one_of_many():
+        _finish_sweep(runner.run(chosen, runs_dir, Console(stderr=True), workers), path)
+        return
+    if workers not in (None, 1):
+        raise UserError(f"--workers: {workers} cells at once; a worker that spans hosts runs one at a time")
+    part = ["--cells", cells] if cells else []
+    argv = [sys.executable, "-m", "sd3_jax.cli", "sweep", "turn", str(path), "--runs", str(runs_dir), *part]
+    raise typer.Exit(hosts.supervise(argv, runs_dir))
+
+
+@app.command("turn", hidden=True)
+def turn(file: str, runs: Annotated[Path, typer.Option()], cells: Annotated[str | None, typer.Option()] = None) -> None:
+    """One cell of a sweep, by the processes of several hosts; ``sweep run`` starts it on each."""
     from sd3_jax.sweep import run as runner
 
     path, every = _load_sweep(file)
     chosen = every if cells is None else runner.share(every, cells)
-    _finish_sweep(runner.run(chosen, _runs_dir(path, runs), Console(stderr=True), workers), path)
+    platform.prepare()
+    import jax
+
+    from sd3_jax.sweep import status as states
+    from sd3_jax.sweep import turn as turns
+
+    code = turns.turn(chosen, runs)
+    if code in (0, 1) and jax.process_index() == 0:
+        _finish_sweep([states.read_state(cell, runs) for cell in chosen], path)
+    raise typer.Exit(code)
 
 
 @app.command("retry")

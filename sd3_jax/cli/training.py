@@ -3,14 +3,13 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sd3_jax import config as configs
-from sd3_jax import lease, platform, records
+from sd3_jax import lease, overlays, platform, records
 from sd3_jax.cli.options import ExperimentArgument, SetOption
 from sd3_jax.errors import LeaseLost, UserError
 from sd3_jax.experiments import load_experiment
@@ -31,18 +30,22 @@ def train(
 
     Example: sd3-jax train scenes_cpu --run runs/d4 --set model.depth=4 --set steps=500
     """
-    config = configs.resolve(load_experiment(experiment), configs.parse_assignments(set_ or []))
+    config = overlays.resolve(load_experiment(experiment), overlays.parse_assignments(set_ or []))
     is_new = not run.exists()
     total_steps(config)
     records.check_run(run, config)
     platform.prepare()
-    import jax
+    with ExitStack() as holding:
+        # A sweep's claim is kept alive from here on: on a busy machine it takes as long as a lease to import JAX.
+        own = holding.enter_context(_lease(run)) if "SD3_JAX_LEASE" in os.environ else None
+        import jax
 
-    from sd3_jax.train import train as run_training
-    from sd3_jax.training import group
+        from sd3_jax.train import train as run_training
+        from sd3_jax.training import group
 
-    group.start()
-    with _lease(run) if jax.process_index() == 0 else nullcontext() as own:  # one process writes for the group
+        group.start()
+        if own is None and jax.process_index() == 0:  # one process writes for the group
+            own = holding.enter_context(_lease(run))
         try:
             summary = run_training(config, run, branch_from, own)
         except Exception as error:
@@ -85,8 +88,8 @@ def scenes(
 
     Example: sd3-jax scenes scenes_cpu --out scenes.png
     """
-    overlay = configs.parse_assignments(set_ or [])
-    config = configs.resolve({"steps": 1}, load_experiment(experiment), overlay)
+    overlay = overlays.parse_assignments(set_ or [])
+    config = overlays.resolve({"steps": 1}, load_experiment(experiment), overlay)
     platform.prepare()
     from sd3_jax.contact import contact_sheet
 

@@ -29,8 +29,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 from PIL import Image
 
-from sd3_jax import records
-from sd3_jax.config import RunConfig, fingerprint, scene_fields, size_problem
+from sd3_jax import bucket, records
+from sd3_jax.checks import size_problem
+from sd3_jax.config import RunConfig, fingerprint, scene_fields
 from sd3_jax.data import scenes
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import prompts as asked
@@ -81,7 +82,7 @@ class Job(NamedTuple):
 
 def steps_saved(run_dir: Path) -> list[int]:
     """The steps that can be sampled, ascending. Raises UserError if there is none."""
-    found = checkpoint.saved_steps(run_dir / "checkpoints")
+    found = checkpoint.saved_steps(bucket.checkpoints(run_dir, records.load_config(run_dir)))
     if not found:
         raise UserError(f"{run_dir}: has no checkpoint to sample from; train it first, or restore its checkpoints/")
     return found
@@ -138,7 +139,7 @@ def load_weights(run_dir: Path, config: RunConfig, mesh: Mesh, step: int, weight
     shapes = jax.eval_shape(make_init(config, total_steps(config)), jax.ShapeDtypeStruct((), jnp.uint32))
     name = "params" if weights == "raw" else "ema"
     shardings = sharding.state_shardings(mesh, shapes)
-    return checkpoint.restore_weights(run_dir / "checkpoints", step, name, shapes, shardings)
+    return checkpoint.restore_weights(bucket.checkpoints(run_dir, config), step, name, shapes, shardings)
 
 
 def sample(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sd3_jax import config as configs
+from sd3_jax import overlays
 from sd3_jax.config import EvalConfig, RunConfig
 from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.hardware import Hardware
@@ -150,7 +151,7 @@ def main() -> None:
     from jax.experimental import topologies
 
     request = json.load(sys.stdin)
-    config = configs.resolve(request["config"])
+    config = overlays.resolve(request["config"])
     options: dict[str, Any] = {}
     if request["chips"] == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)

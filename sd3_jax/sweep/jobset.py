@@ -13,7 +13,18 @@ import yaml
 
 from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.hardware import Hardware
-from sd3_jax.sweep.submission import SWEEP_MOUNT, Submission, command, files, image, names, runs_dir, tpu
+from sd3_jax.sweep.submission import (
+    SWEEP_MOUNT,
+    Submission,
+    command,
+    files,
+    has_bucket,
+    image,
+    names,
+    parts,
+    runs_dir,
+    tpu,
+)
 
 _GIVE_UP = (1, 2)
 _SAVE_SECONDS = 120
@@ -26,15 +37,20 @@ def manifests(submission: Submission) -> list[dict[str, Any]]:
     Raises UserError where hardware, image or volume is missing or impossible.
     """
     slice_, container_image = tpu(submission), image(submission)
-    if submission.volume is None:
-        raise UserError("--volume: is missing; name the PersistentVolumeClaim that keeps the runs when pods are gone")
+    if submission.volume is None and not has_bucket(submission):
+        raise UserError(
+            "--volume: is missing; name the PersistentVolumeClaim that keeps the runs when pods are gone, "
+            "or set checkpoint_root: gs://... in the sweep"
+        )
     for option, name in (("--volume", submission.volume), ("--queue", submission.queue)):
         if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", name):
             raise UserError(f"{option}: {name!r} is not a name of Kubernetes: lower case, digits, - and .")
     carried = files(submission)
     config_map = f"{names(submission)[0].rpartition('-')[0]}-sweep"
-    pod = _pod(submission, slice_, container_image, config_map if carried else None)
-    documents = [_job_set(name, submission, slice_, pod) for name in names(submission)]
+    documents = []
+    for name, part in zip(names(submission), parts(submission, submission.volume is not None), strict=True):
+        pod = _pod(submission, slice_, container_image, config_map if carried else None, part)
+        documents.append(_job_set(name, submission, slice_, pod))
     if not carried:
         return documents
     texts = {f"file-{number}": path.read_text(encoding="utf-8") for number, path in enumerate(carried)}
@@ -94,9 +110,12 @@ def _job_set(name: str, submission: Submission, slice_: Hardware, pod: dict[str,
     }
 
 
-def _pod(submission: Submission, slice_: Hardware, container_image: str, config_map: str | None) -> dict[str, Any]:
-    """The pod of one host; every host runs the same command."""
-    volumes: list[dict[str, Any]] = [{"name": "runs", "persistentVolumeClaim": {"claimName": submission.volume}}]
+def _pod(
+    submission: Submission, slice_: Hardware, container_image: str, config_map: str | None, part: str | None
+) -> dict[str, Any]:
+    """The pod of one host; every host runs the same command. Without a volume its directory is gone with it."""
+    kept = {"persistentVolumeClaim": {"claimName": submission.volume}} if submission.volume else {"emptyDir": {}}
+    volumes: list[dict[str, Any]] = [{"name": "runs", **kept}]
     mounts: list[dict[str, Any]] = [{"name": "runs", "mountPath": str(runs_dir(submission).parent)}]
     if config_map:
         items = [{"key": f"file-{number}", "path": path.name} for number, path in enumerate(files(submission))]
@@ -105,7 +124,7 @@ def _pod(submission: Submission, slice_: Hardware, container_image: str, config_
     container: dict[str, Any] = {
         "name": "worker",
         "image": container_image,
-        "command": command(submission),
+        "command": command(submission, part),
         "ports": [{"containerPort": port} for port in _TPU_PORTS],
         "resources": {"limits": {"google.com/tpu": slice_.chips_per_host}},
         "volumeMounts": mounts,

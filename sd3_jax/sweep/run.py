@@ -6,7 +6,6 @@ commands, on any machines that share the directory, may share a sweep; each wait
 and takes over those whose holder has died.
 """
 
-import glob
 import os
 import re
 import signal
@@ -22,16 +21,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from sd3_jax import lease, platform, records
+from sd3_jax import bucket, lease, platform, records, trackers
 from sd3_jax.errors import LeaseLost, Stopped, UserError
 from sd3_jax.lease import Lease, Watch
+from sd3_jax.sweep.claims import Claim, claim_next
 from sd3_jax.sweep.plan import plan, speed
 from sd3_jax.sweep.spec import Cell
 from sd3_jax.sweep.status import CellState, read_state
 
 EXIT_STOPPED = 42  # of a process that was told to stop and can go on; launchers start such a one again
 Command = Callable[[Path, Path | None], list[str]]  # (run directory, parent's directory) -> argv
-_GRACE_SECONDS = 120.0  # between asking a cell to stop, which saves a checkpoint, and stopping it
+GRACE_SECONDS = 120.0  # between asking a cell to stop, which saves a checkpoint, and stopping it
 
 
 @dataclass
@@ -68,10 +68,12 @@ def prepare(cells: Sequence[Cell], runs_dir: Path) -> None:
     Raises UserError, having written nothing, if one does not.
     """
     for cell in cells:
+        bucket.pull(runs_dir / cell.name, cell.config)
         records.check_run(runs_dir / cell.name, cell.config)
-        begun = (runs_dir / cell.name / "checkpoints").exists()
-        if cell.config.init_from and not begun and not Path(cell.config.init_from).exists():
-            raise UserError(f"{cell.name}: init_from: {cell.config.init_from}: no such file or directory")
+        trackers.check(cell.config.trackers)
+        source = cell.config.init_from
+        if source and not Path(source).exists() and not bucket.checkpoints(runs_dir / cell.name, cell.config).exists():
+            raise UserError(f"{cell.name}: init_from: {source}: no such file or directory")
     for cell in cells:
         run_dir = runs_dir / cell.name
         if not Watch().is_alive(run_dir):
@@ -95,7 +97,7 @@ def run(
     # As many workers for the last cell as for all: with other cores a resumed run would differ in its last digits.
     slots = worker_environments(default_workers(len(cells)) if workers is None else workers, runs_dir)
     book = _Book()
-    cells = _by_priority(cells)
+    cells = by_priority(cells)
     with stoppable(), _progress(console, cells, runs_dir) as report:
         try:
             while _advance(cells, runs_dir, slots, command, book, console) or book.running:
@@ -103,7 +105,8 @@ def run(
                 time.sleep(0.2)
         finally:
             _stop(book)
-    return [_explained(state, book) for state in _states(sorted(cells, key=lambda cell: cell.name), runs_dir)]
+    ordered = sorted(cells, key=lambda cell: cell.name)
+    return [_explained(state, runs_dir, book) for state in _states(ordered, runs_dir)]
 
 
 def retry(
@@ -137,7 +140,7 @@ def share(cells: Sequence[Cell], part: str) -> list[Cell]:
     own, count = map(int, numbers.groups()) if numbers else (0, 0)
     if not 1 <= own <= count:
         raise UserError(f"--cells: {part!r} is not a part such as 1/4, 2/4, 3/4 or 4/4")
-    families = [cell.name for cell in _by_priority(cells) if not cell.parent]
+    families = [cell.name for cell in by_priority(cells) if not cell.parent]
     mine = set(families[own - 1 :: count])
     return [cell for cell in cells if (cell.parent or cell.name) in mine]
 
@@ -151,57 +154,35 @@ def _advance(
             del book.running[name]
             _settle(child, runs_dir, book)
             _announce(child, runs_dir, book, console)
-    waiting = False
     free = [slot for slot in range(len(slots)) if slot not in {child.slot for child in book.running.values()}]
-    names = {cell.name for cell in cells}
-    for cell in cells:
-        if cell.name in book.tried or records.status(runs_dir / cell.name) in ("done", "failed"):
-            continue
-        parent = runs_dir / cell.parent if cell.parent else None
-        if parent and records.status(parent) != "done":
-            over = cell.parent not in book.running and (cell.parent in book.tried or cell.parent not in names)
-            lost = records.status(parent) == "failed" or (over and not book.watch.is_alive(parent))
-            waiting |= not lost
-            if lost:
-                book.why[cell.name] = f"its parent {cell.parent} did not finish"
-            continue
-        waiting = True
-        if not free:
-            continue
-        started = _start(cell, runs_dir, slots[free[0]], command(runs_dir / cell.name, parent), free[0], book.watch)
-        if started:
-            free.pop(0)
-            book.tried.add(cell.name)
-            book.running[cell.name] = started
-    return waiting
+    while free:
+        claim = claim_next(cells, runs_dir, book.watch, book.tried, book.running)
+        if not isinstance(claim, Claim):
+            return claim
+        name, parent, slot = claim.cell.name, claim.cell.parent, free.pop(0)
+        argv = command(runs_dir / name, runs_dir / parent if parent else None)
+        book.running[name] = _start(claim, argv, slots[slot], slot)
+        book.tried.add(name)
+    return True
 
 
-def _start(
-    cell: Cell, runs_dir: Path, environ: dict[str, str], argv: list[str], slot: int, watch: Watch
-) -> _Child | None:
-    """Start a cell in a process group of its own, which adopts the claim made here; None if another process has it."""
-    run_dir = runs_dir / cell.name
-    claim = lease.claim(run_dir, watch)
-    if claim is None:
-        return None
+def _start(claim: Claim, argv: list[str], environ: dict[str, str], slot: int) -> _Child:
+    """Start a cell in a process group of its own, which adopts the claim made here."""
     try:
-        if records.status(run_dir) in ("done", "failed"):  # by another process, since we looked
-            lease.give_up(claim)
-            return None
-        with open(run_dir / "log.txt", "ab") as log:
+        with open(claim.lease.run_dir / "log.txt", "ab") as log:
             log_start = log.tell()
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environ, "SD3_JAX_LEASE": str(claim.number), "SD3_JAX_ALONE": "1"},
+                env={**os.environ, **environ, "SD3_JAX_LEASE": str(claim.lease.number), "SD3_JAX_ALONE": "1"},
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the cells
             )
     except OSError:
-        lease.give_up(claim)
+        lease.give_up(claim.lease)
         raise
-    return _Child(cell, process, claim, slot, time.monotonic(), log_start)
+    return _Child(claim.cell, process, claim.lease, slot, time.monotonic(), log_start)
 
 
 def _settle(child: _Child, runs_dir: Path, book: _Book) -> None:
@@ -233,12 +214,12 @@ def _stop(book: _Book) -> None:
             if child.process.poll() is None:
                 with suppress(ProcessLookupError):
                     os.killpg(child.process.pid, request)
-        deadline = time.monotonic() + _GRACE_SECONDS
+        deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline and any(child.process.poll() is None for child in book.running.values()):
             time.sleep(0.05)
 
 
-def _by_priority(cells: Sequence[Cell]) -> list[Cell]:
+def by_priority(cells: Sequence[Cell]) -> list[Cell]:
     """The longest first, a parent counting for its longest branch too: so the last to end are the short ones."""
     cost = {cell.name: float(cell.flops) for cell in plan(cells, speed()).cells}
     branches = {cell.parent: max(cost[other.name] for other in cells if other.parent == cell.parent) for cell in cells}
@@ -257,9 +238,7 @@ def worker_environments(workers: int, runs_dir: Path) -> list[dict[str, str]]:
     if not platform.has_accelerator():
         common |= platform.memory_settings()
         return [common | {"SD3_JAX_CPUS": share} for share in _shares(list(map(str, platform.cores())), workers)]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = len(glob.glob("/dev/nvidia[0-9]*"))
-    gpus = visible.split(",") if visible else [str(i) for i in range(count)]
+    gpus = platform.gpus()
     if workers == 1 or not gpus:
         return [common] * workers
     if workers > len(gpus):  # several cells to a GPU: each takes its part of the memory
@@ -336,7 +315,7 @@ def _now(state: CellState) -> str:
 
 
 def _announce(child: _Child, runs_dir: Path, book: _Book, console: Console) -> None:
-    state = _explained(read_state(child.cell, runs_dir), book)
+    state = _explained(read_state(child.cell, runs_dir), runs_dir, book)
     loss = "" if state.ema_loss is None else f", EMA validation loss {state.ema_loss:.4f}"
     why = f": {state.why}" if state.why else ""
     seconds = time.monotonic() - child.began
@@ -352,8 +331,13 @@ def _left(states: Sequence[CellState]) -> float:
     return sum(state.flops_left for state in states)
 
 
-def _explained(state: CellState, book: _Book) -> CellState:
-    return state if state.why else replace(state, why=book.why.get(state.cell.name, ""))
+def _explained(state: CellState, runs_dir: Path, book: _Book) -> CellState:
+    """With what this command knows of why a cell is not done, where its directory does not say."""
+    why = state.why or book.why.get(state.cell.name, "")
+    parent = state.cell.parent
+    if not why and parent and state.state in ("waiting", "interrupted") and records.status(runs_dir / parent) != "done":
+        why = f"its parent {parent} did not finish"
+    return replace(state, why=why)
 
 
 def _reason(path: Path, start: int) -> str:

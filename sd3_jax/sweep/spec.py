@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sd3_jax import config as configs
+from sd3_jax import overlays
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.experiments import load_experiment
@@ -85,7 +86,7 @@ def cells(experiment: Mapping[str, Any], common: Mapping[str, Any], entries: lis
         for choice in itertools.product(*axes.values()):
             overlay = dict(zip(axes, choice, strict=True))
             try:
-                config = configs.resolve(experiment, common, overlay)
+                config = overlays.resolve(experiment, common, overlay)
                 total_steps(config)
             except UserError as error:
                 raise UserError(f"cells: entry {number}: {error}{_hint(error, overlay)}") from None
@@ -106,7 +107,7 @@ def read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
-    document = configs.read_yaml(text, str(path))
+    document = overlays.read_yaml(text, str(path))
     if document is None:
         raise UserError(f"{path}: is empty; a sweep has the keys {', '.join(_KEYS)}")
     if not isinstance(document, dict):
@@ -141,7 +142,7 @@ def _base(experiment: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str,
     """The values that every cell starts from; empty if only the cells make them valid."""
     for length in ({}, {"steps": 1}):
         try:
-            base = _flat(configs.resolve(experiment, common, length))
+            base = _flat(overlays.resolve(experiment, common, length))
         except UserError:
             continue
         return {key: value for key, value in base.items() if not length or key not in configs.LENGTHS}

@@ -74,14 +74,17 @@ def read_state(cell: Cell, runs_dir: Path) -> CellState:
     if on_disk == "done" and _steps_on_disk(run_dir) == steps:
         state = "done"  # whether or not its holder has left yet
     elif silent is not None:
-        state = "running" if silent < lease.LEASE_SECONDS else "stalled"
+        state = "running" if abs(silent) < lease.LEASE_SECONDS else "stalled"
     elif on_disk in ("started", "done"):  # done, but of a shorter sweep
         state = "interrupted"
     else:
         state = "failed" if on_disk == "failed" else "waiting"
     why = ""
-    if state == "stalled":
-        why = f"{lease.holder(run_dir)} has been silent for {silent:.0f} s"
+    if state == "stalled" and silent is not None:
+        said = (
+            f"has been silent for {silent:.0f} s" if silent > 0 else f"wrote {-silent:.0f} s from now: a clock is off"
+        )
+        why = f"{lease.holder(run_dir)} {said}"
     if state == "failed":
         why = (run_dir / "FAILED").read_text(encoding="utf-8", errors="replace").strip()
     return CellState(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd3_jax import hardware, records
-from sd3_jax.config import read_yaml
 from sd3_jax.errors import UserError
 from sd3_jax.experiments import find_sweep
 from sd3_jax.hardware import Hardware
+from sd3_jax.overlays import read_yaml
 from sd3_jax.sweep import spec
 
 LAUNCHERS = ("local", "slurm", "jobset", "tpu-vm")
@@ -129,6 +129,11 @@ def command(submission: Submission, cells: str | None = None) -> list[str]:
     at_once = ["--workers", str(submission.workers)] if submission.workers is not None else []
     part = ["--cells", cells] if cells else []
     return [*start, "sweep", "run", file, "--runs", str(runs_dir(submission)), *at_once, *part]
+
+
+def has_bucket(submission: Submission) -> bool:
+    """Whether every cell keeps its checkpoints and records in a bucket, so that no directory need be shared."""
+    return all(cell.config.checkpoint_root.startswith("gs://") for cell in spec.load(find_sweep(submission.file)))
 
 
 def parts(submission: Submission, shared: bool) -> list[str | None]:

@@ -10,7 +10,18 @@ import subprocess
 
 from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.hardware import Hardware
-from sd3_jax.sweep.submission import SWEEP_MOUNT, Submission, command, files, image, names, parts, runs_dir, tpu
+from sd3_jax.sweep.submission import (
+    SWEEP_MOUNT,
+    Submission,
+    command,
+    files,
+    has_bucket,
+    image,
+    names,
+    parts,
+    runs_dir,
+    tpu,
+)
 
 _WAIT = """\
 wait_for() {
@@ -38,8 +49,11 @@ def script(submission: Submission) -> str:
             wrong = "is missing" if value is None else f"{value!r} is no name of Google Cloud's"
             raise UserError(f"{option}: {wrong}; --launcher tpu-vm wants --project and --zone, such as us-east5-a")
         place.append(f"{option}={value}")
-    if submission.volume is None and slice_.hosts > 1:
-        raise UserError(f"--volume: is missing; the {slice_.hosts} hosts of a {slice_.name} share HOST:/PATH, of NFS")
+    if submission.volume is None and slice_.hosts > 1 and not has_bucket(submission):
+        raise UserError(
+            f"--volume: is missing; the {slice_.hosts} hosts of a {slice_.name} share HOST:/PATH, of NFS, "
+            "or checkpoint_root: gs://... in the sweep"
+        )
     where = shlex.join(place)
     carried = files(submission)
     lines = ["set -euo pipefail", _WAIT]

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
 from sd3_jax.errors import UserError
 from sd3_jax.training import group
 from sd3_jax.training.checksums import checksums, differing
 
 NEWEST = 2  # checkpoints that are kept beside those asked for
+COMMITTED = "commit_success.txt"  # of Orbax's, in a checkpoint that is whole; of a bucket's alone
 SUMS = "checksums"  # of every array, saved beside the fields of the state
 
 
@@ -26,15 +28,24 @@ def saved_steps(directory: Path) -> list[int]:
     """Steps with a committed checkpoint, ascending. (Orbax itself takes an empty stray folder for one.)"""
     if not directory.is_dir():
         return []
-    found = (path for path in directory.iterdir() if path.name.isdigit() and (path / "_CHECKPOINT_METADATA").exists())
-    return sorted(int(path.name) for path in found)
+    mark = COMMITTED if _is_bucket(directory) else "_CHECKPOINT_METADATA"
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and (path / mark).exists())
+
+
+def _absolute(path: Path) -> Path:
+    return path if _is_bucket(path) else path.absolute()
+
+
+def _is_bucket(path: Path) -> bool:
+    return str(path).startswith("gs://")
 
 
 class Saver:
     """Saves in the background, one at a time, and deletes what is neither new nor asked for.
 
     A checkpoint is written in a folder of ``owner``'s own, and renamed once it is whole and ``check`` has let it pass:
-    a process that was taken for dead, and wakes, spoils nothing that its successor saves.
+    a process that was taken for dead, and wakes, spoils nothing that its successor saves. In a bucket, where a rename
+    is not one act and whose runs have one worker each, Orbax marks a checkpoint as whole. ``committed`` is then called.
     """
 
     def __init__(
@@ -43,15 +54,18 @@ class Saver:
         keep_steps: tuple[int, ...],
         owner: int = 0,
         check: Callable[[], None] = lambda: None,
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
-        self.directory, self.keep_steps, self.check = directory.absolute(), frozenset(keep_steps), check
-        self.private = self.directory / f".{owner:06d}"
+        self.directory, self.keep_steps = _absolute(directory), frozenset(keep_steps)
+        self.check, self.committed = check, committed
+        self.private = None if _is_bucket(directory) else self.directory / f".{owner:06d}"
         self.checkpointer = ocp.StandardCheckpointer()
         self.committing: threading.Thread | None = None
         self.failure: Exception | None = None
-        if jax.process_index() == 0:
-            for old in self.directory.glob(".[0-9]*"):  # what others had begun
-                shutil.rmtree(old, ignore_errors=True)
+        if jax.process_index() == 0 and self.private:
+            for old in self.directory.glob(".[0-9]*"):  # what those before had begun, and nobody after
+                if int(old.name[1:]) <= owner:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def save(self, step: int, state: NamedTuple) -> None:
         """Start to save ``state`` as ``step``; what was being saved before is committed first.
@@ -65,7 +79,8 @@ class Saver:
             self.check()
         fields = state._asdict()
         with _disk(self.directory):
-            self.checkpointer.save(self.private / str(step), {**fields, SUMS: checksums(fields)}, force=True)
+            path = (self.private or self.directory) / str(step)
+            self.checkpointer.save(path, {**fields, SUMS: checksums(fields)}, force=True)
         self.committing = threading.Thread(target=self._commit, args=(step,), name="commit")
         self.committing.start()
 
@@ -75,9 +90,13 @@ class Saver:
                 self.checkpointer.wait_until_finished()
                 if jax.process_index() == 0:
                     self.check()
-                    os.rename(self.private / str(step), self.directory / str(step))
+                    if self.private:
+                        os.rename(self.private / str(step), self.directory / str(step))
+                    self.committed()
         except Exception as error:
             self.failure = error
+            if jax.process_index() == 0 and self.private:
+                shutil.rmtree(self.private, ignore_errors=True)  # nobody may come back for it
 
     def finish(self) -> None:
         """Wait until what was being saved is committed; errors of :meth:`save`."""
@@ -91,15 +110,30 @@ class Saver:
             for step in saved_steps(self.directory)[:-NEWEST]:
                 if step not in self.keep_steps:
                     self.check()
-                    shutil.rmtree(self.directory / str(step))
+                    self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        """So that a process which is killed meanwhile leaves no half of a checkpoint behind."""
+        path = self.directory / str(step)
+        if self.private:
+            self.private.mkdir(parents=True, exist_ok=True)
+            gone = self.private / f"old-{step}"
+            os.rename(path, gone)
+            shutil.rmtree(gone)
+        else:
+            (path / COMMITTED).unlink()
+            epath.Path(path).rmtree()
 
     def close(self) -> None:
-        """Wait until everything is committed."""
+        """Wait until everything is committed; errors of :meth:`save`."""
         try:
-            self.finish()
+            with _disk(self.directory):
+                try:
+                    self.finish()
+                finally:
+                    self.checkpointer.close()  # which may be what meets the full disk
         finally:
-            self.checkpointer.close()
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and self.private:
                 shutil.rmtree(self.private, ignore_errors=True)
 
 
@@ -109,13 +143,15 @@ def _disk(directory: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
+        if group.is_broken(error):
+            raise
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"{directory}: cannot save a checkpoint ({reason}); the last good one is kept") from None
 
 
 def save_weights(directory: Path, step: int, params: Any) -> None:
     """Save one set of weights as ``step``, for :func:`restore_weights` alone: no run goes on from it."""
-    path = directory.absolute() / str(step)
+    path = _absolute(directory) / str(step)
     # Neither JAX nor Orbax may copy it all: a large model fits but once. At a time only what the largest leaf needs.
     weights = jax.tree.map(lambda x: jax.device_put(x, may_alias=True), params)
     gigabytes = math.ceil(max(leaf.nbytes for leaf in jax.tree.leaves(weights)) / 10**9)
@@ -137,7 +173,7 @@ def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
 
     Raises UserError if the checkpoint cannot be read, or is not what was saved.
     """
-    path = directory.absolute() / str(step)
+    path = _absolute(directory) / str(step)
     held = _holds(path)
     _refuse_weights_alone(path, held)
     item = _target(shapes, shardings)._asdict()
@@ -163,17 +199,25 @@ def restore_newest(directory: Path, limit: int, shapes: Any, shardings: Any, set
     Raises UserError if there are checkpoints and not one can be restored.
     """
     for step in sorted((step for step in saved_steps(directory) if step <= limit), reverse=True):
-        _refuse_weights_alone(directory / str(step), _holds(directory.absolute() / str(step)))
+        _refuse_weights_alone(directory / str(step), _holds(_absolute(directory) / str(step)))
         try:
             return restore(directory, step, shapes, shardings), step
         except UserError as error:
             and_then = f"it is set aside as broken-{step}" if set_aside else "an older one is taken"
             print(f"warning: {error}; {and_then}", file=sys.stderr, flush=True)
             if set_aside and jax.process_index() == 0:
-                aside = directory / f"broken-{step}"
-                shutil.rmtree(aside, ignore_errors=True)
-                os.rename(directory / str(step), aside)
+                _set_aside(directory, step)
     raise UserError(f"{directory}: no checkpoint can be restored; delete the run's directory to begin anew")
+
+
+def _set_aside(directory: Path, step: int) -> None:
+    """Keep a broken checkpoint for whoever wants to look at it, but as none."""
+    if _is_bucket(directory):
+        (directory / str(step) / COMMITTED).rename(directory / str(step) / "broken.txt")
+    else:
+        aside = directory / f"broken-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(directory / str(step), aside)
 
 
 def restore_weights(directory: Path, step: int, name: str, shapes: Any, shardings: Any) -> Any:
@@ -181,7 +225,7 @@ def restore_weights(directory: Path, step: int, name: str, shapes: Any, sharding
 
     ``shapes`` and ``shardings`` are those of the whole state. Of converted weights there is one set, by either name.
     """
-    path = directory.absolute() / str(step)
+    path = _absolute(directory) / str(step)
     held = _holds(path)
     if held == {"step", "params"}:
         name = "params"
@@ -230,5 +274,7 @@ def _readable(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if group.is_broken(error):  # nothing is wrong with the checkpoint
+            raise
         reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
         raise UserError(f"{path}: cannot be restored ({reason})" + (f"; {advice}" if advice else "")) from None

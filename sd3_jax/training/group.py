@@ -1,6 +1,7 @@
 """The processes that run one cell together: started, told to stop, and agreed with one another."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +12,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sd3_jax.errors import UserError
+from sd3_jax import platform
+from sd3_jax.errors import Stopped, UserError
 
-START_SECONDS = 300  # to find one another; a coordinator that cannot be reached is an error then, not a hang
+START_SECONDS = int(os.environ.get("SD3_JAX_START_SECONDS", "300"))  # to find one another
+LEAVE_SECONDS = 20  # that one which ends alone waits for the others, who wait for it in the middle of a step
 
 
 def start(environ: Mapping[str, str] = os.environ) -> None:
@@ -21,48 +24,53 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
 
     Explicit: ``SD3_JAX_COORDINATOR`` (host:port), ``SD3_JAX_PROCESSES`` and ``SD3_JAX_PROCESS``, all three. Else a
     Slurm step of several tasks, a TPU slice of several hosts, or a Kubernetes Job with ``JAX_COORDINATOR_ADDRESS``, of
-    which JAX reads the rest.
+    which JAX reads the rest. A process has all the GPUs that it sees, but for Slurm tasks that share a node: one each.
 
-    Raises UserError for settings that are no group, and where the others cannot be reached.
+    Raises UserError for settings that are no group, and Stopped where the others cannot be reached: the launcher is to
+    start them all again.
     """
-    if environ.get("SD3_JAX_ALONE"):
-        return
-    names = ("SD3_JAX_COORDINATOR", "SD3_JAX_PROCESSES", "SD3_JAX_PROCESS")
-    given = [name for name in names if environ.get(name)]
-    arguments: dict[str, Any] = {}
-    if given:
-        if len(given) < len(names):
-            lacking = ", ".join(name for name in names if name not in given)
-            raise UserError(f"{', '.join(given)} without {lacking}: a group takes all three")
-        try:
-            count, own = int(environ[names[1]]), int(environ[names[2]])
-        except ValueError:
-            raise UserError(f"{names[1]} and {names[2]}: not whole numbers") from None
-        if not 0 <= own < count:
-            raise UserError(f"{names[2]}: {own} is not one of {count} processes, 0 to {count - 1}")
-        arguments = {"coordinator_address": environ[names[0]], "num_processes": count, "process_id": own}
-    elif not is_group(environ):
+    arguments = _explicit(environ)
+    if not arguments and not is_group(environ):
         return
     if (environ.get("JAX_PLATFORMS") or "").split(",")[0] == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    elif arguments or re.match(r"1(\D|$)", environ.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        arguments["local_device_ids"] = list(range(len(platform.gpus(environ)))) or None  # else JAX takes one of them
+    arguments |= {"initialization_timeout": START_SECONDS, "shutdown_timeout_seconds": LEAVE_SECONDS}
     try:
-        jax.distributed.initialize(initialization_timeout=START_SECONDS, **arguments)
+        jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"the processes of this group did not find one another ({reason})") from None
+        raise Stopped(f"the processes of this group did not find one another ({reason})") from None
+
+
+def _explicit(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that are given explicitly, all of them or none. Raises UserError for anything else."""
+    names = ("SD3_JAX_COORDINATOR", "SD3_JAX_PROCESSES", "SD3_JAX_PROCESS")
+    given = [name for name in names if environ.get(name)]
+    if not given or environ.get("SD3_JAX_ALONE"):
+        return {}
+    if len(given) < len(names):
+        lacking = ", ".join(name for name in names if name not in given)
+        raise UserError(f"{', '.join(given)} without {lacking}: a group takes all three")
+    try:
+        count, own = int(environ[names[1]]), int(environ[names[2]])
+    except ValueError:
+        raise UserError(f"{names[1]} and {names[2]}: not whole numbers") from None
+    if not 0 <= own < count:
+        raise UserError(f"{names[2]}: {own} is not one of {count} processes, 0 to {count - 1}")
+    return {"coordinator_address": environ[names[0]], "num_processes": count, "process_id": own}
 
 
 def is_group(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment says that this process is one of several.
+    """Whether the environment says that this process is one of several that run a cell together.
 
     Not so with ``SD3_JAX_ALONE``, which a sweep sets: its workers may be a step of Slurm's, its cells are apart.
     """
     if environ.get("SD3_JAX_ALONE"):
         return False
-    if environ.get("SD3_JAX_COORDINATOR") or environ.get("JAX_COORDINATOR_ADDRESS"):
-        return True
-    hosts = [host for host in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
-    return int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1 or len(hosts) > 1
+    tasks = int(environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    return platform.is_one_of_many(environ) or bool(environ.get("JAX_COORDINATOR_ADDRESS")) or tasks > 1
 
 
 def agreed(value: int) -> int:
@@ -70,6 +78,15 @@ def agreed(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether an error says that a process of this group is gone, by the status that XLA and gRPC begin it with.
+
+    What a run did wrong itself has other names (and RESOURCE_EXHAUSTED), and is nothing to try again.
+    """
+    codes = "UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED"
+    return jax.process_count() > 1 and re.match(rf"({codes})\b", str(error)) is not None
 
 
 @contextmanager

@@ -1,0 +1,96 @@
+"""Where a run keeps its checkpoints: in its own directory, or in a bucket that machines without a shared disk share.
+
+With ``checkpoint_root: gs://bucket/sweep`` the checkpoints of ``runs/sweep/d24-s0`` are below
+``gs://bucket/sweep/d24-s0``. Records are written locally, and copied there whole with every checkpoint; a machine that
+has none of them, or older ones, takes them from there before it goes on.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
+
+from sd3_jax import config as configs
+from sd3_jax import records
+from sd3_jax.config import RunConfig
+from sd3_jax.errors import UserError
+
+RECORDS = ("config.json", "lives.jsonl", "metrics.jsonl", "evals.jsonl", "FAILED", "DONE")
+
+
+def checkpoints(run_dir: Path, config: RunConfig) -> Path:
+    """The directory of a run's checkpoints. Of a bucket it is an ``epath.Path``, which has Path's methods.
+
+    Raises UserError where the package for it is missing.
+    """
+    there = _place(run_dir, config)
+    return (there or run_dir.absolute()) / "checkpoints"
+
+
+def push(run_dir: Path, config: RunConfig) -> None:
+    """Copy the records to where the checkpoints are, and drop there what is here no more."""
+    there = _place(run_dir, config)
+    if there is None:
+        return
+    with _reachable(there):
+        there.mkdir(parents=True, exist_ok=True)
+        for name in RECORDS:
+            if (run_dir / name).exists():
+                (there / name).write_bytes((run_dir / name).read_bytes())
+            elif (there / name).exists():
+                (there / name).unlink()
+
+
+def pull(run_dir: Path, config: RunConfig) -> None:
+    """Take the records from where the checkpoints are, if the run has come further there than it has here.
+
+    Raises UserError where another run's are there.
+    """
+    there = _place(run_dir, config)
+    if there is None:
+        return
+    with TemporaryDirectory() as temporary:
+        copy = Path(temporary)
+        with _reachable(there):
+            for record in RECORDS:
+                if (there / record).exists():
+                    (copy / record).write_bytes((there / record).read_bytes())
+        if not (copy / "lives.jsonl").exists():
+            return
+        changes = configs.difference(config, records.load_config(copy))
+        if changes:
+            raise UserError(f"{there}: holds another run ({'; '.join(changes)}): choose another checkpoint_root")
+        if _progress(copy) > _progress(run_dir):
+            for record in RECORDS:
+                if (copy / record).exists():
+                    records.write_atomic(run_dir / record, (copy / record).read_bytes())
+
+
+def _place(run_dir: Path, config: RunConfig) -> Path | None:
+    if not config.checkpoint_root:
+        return None
+    from etils import epath
+
+    try:
+        return cast(Path, epath.Path(config.checkpoint_root) / run_dir.absolute().name)
+    except ImportError:
+        raise UserError(
+            f"checkpoint_root: {config.checkpoint_root} needs the package gcsfs: pip install 'sd3_jax[gcs]'"
+        ) from None
+
+
+def _progress(folder: Path) -> tuple[int, int, bool]:
+    rows = records.read_rows(folder / "metrics.jsonl")[0]
+    lives = records.read_rows(folder / "lives.jsonl")[0]
+    return len(lives), max((row.get("step", 0) for row in rows), default=0), (folder / "DONE").exists()
+
+
+@contextmanager
+def _reachable(there: Path) -> Iterator[None]:
+    """Whatever a network and its client raise, in one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
+        raise UserError(f"{there}: cannot be reached ({reason})") from None

@@ -1,0 +1,153 @@
+"""Checkpoints and records in a bucket: another machine goes on from them, and takes no other run's."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_resume import final_state
+from test_resume import history as every_row
+from tiny import tiny
+
+from sd3_jax import bucket, records
+from sd3_jax import config as configs
+from sd3_jax.config import RunConfig
+from sd3_jax.errors import UserError
+from sd3_jax.train import train
+from sd3_jax.training import checkpoint
+
+
+def history(run_dir: Path) -> list[dict]:
+    """But for what is measured where a shorter run ended, which a longer one does not measure there."""
+    return [row for row in every_row(run_dir) if (row["split"], row["step"]) != ("validation", 5)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "d02"
+    train(tiny(), run_dir)
+    return run_dir
+
+
+def test_another_machine_goes_on_from_what_is_shared(undisturbed: Path, tmp_path: Path) -> None:
+    root = {"checkpoint_root": str(tmp_path / "root")}
+    first, second, third = (tmp_path / machine / "d02" for machine in ("a", "b", "c"))
+    train(tiny(steps=5, **root), first)
+    assert not (first / "checkpoints").exists()
+    assert checkpoint.saved_steps(tmp_path / "root" / "d02" / "checkpoints") == [5]
+    train(tiny(**root), second)  # which has nothing of it
+    assert [life["resumed_from"] for life in records.read_rows(second / "lives.jsonl")[0]] == [0, 5]
+    assert history(second) == history(undisturbed)
+    train(tiny(**root), first)  # which has stale records: that it is done, and all else, comes from there
+    assert history(first) == history(undisturbed)
+    assert records.status(first) == "done"
+    shared = tmp_path / "root" / "d02"
+    assert (shared / "DONE").read_bytes() == (second / "DONE").read_bytes() == (first / "DONE").read_bytes()
+    with pytest.raises(UserError, match="holds another run .*seed: 0 -> 1.*choose another checkpoint_root"):
+        train(tiny(seed=1, **root), third)
+    assert not third.exists()
+
+
+def test_what_is_here_and_newer_is_kept(tmp_path: Path) -> None:
+    config = tiny(checkpoint_root=str(tmp_path / "root"))
+    run_dir = tmp_path / "run"
+    records.open_run(run_dir, config)
+    records.append(run_dir / "lives.jsonl", {"resumed_from": 0})
+    for step in (1, 2):
+        records.append(run_dir / "metrics.jsonl", {"split": "train", "step": step})
+        if step == 1:
+            records.fail(run_dir, "full disk")
+            bucket.push(run_dir, config)
+            (run_dir / "FAILED").unlink()
+    bucket.pull(run_dir, config)
+    assert len(records.read_rows(run_dir / "metrics.jsonl")[0]) == 2
+    assert records.status(run_dir) == "started"
+    bucket.push(run_dir, config)
+    assert sorted(path.name for path in (tmp_path / "root" / "run").iterdir()) == [
+        "config.json",
+        "lives.jsonl",
+        "metrics.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("root", ["bucket/folder", "gs://", "s3://bucket/folder"])
+def test_a_root_that_is_neither_is_one_clear_line(root: str) -> None:
+    with pytest.raises(UserError, match=r"checkpoint_root: .* is neither gs://bucket/folder nor an absolute path"):
+        tiny(checkpoint_root=root)
+
+
+def conditional(handler: Callable[..., None], missing: type[Exception]) -> Callable[..., None]:
+    """What the emulator lacks and TensorStore needs: the generation of what is read, and requests that depend on it."""
+
+    def handle(request: Any, response: Any, storage: Any, *rest: Any) -> None:
+        name = request.query.get("name", [request.params.get("object_id")])[0]
+        try:
+            found = storage.get_file_obj(request.params["bucket_name"], name)["generation"]
+        except missing:
+            found = "0"
+        wanted, known = (request.query.get(f"ifGeneration{word}", [None])[0] for word in ("Match", "NotMatch"))
+        if wanted not in (None, found):
+            response.status = HTTPStatus.PRECONDITION_FAILED
+        elif known == found:
+            response.status = HTTPStatus.NOT_MODIFIED
+        else:
+            handler(request, response, storage, *rest)
+        response["x-goog-generation"] = found
+
+    return handle
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that speaks Google Cloud Storage, with a bucket."""
+    server = pytest.importorskip("gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed")
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    pytest.importorskip("gcsfs")
+    for _, handlers in server.HANDLERS:
+        for method, handler in handlers.items():
+            if handler in (server.objects.get, server.objects.download, server.objects.insert):
+                monkeypatch.setitem(handlers, method, conditional(handler, server.objects.NotFound))
+    emulator = server.create_server("localhost", 0, in_memory=True, default_bucket="bucket")
+    emulator.start()
+    address = f"http://localhost:{emulator._api._httpd.socket.getsockname()[1]}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+    yield
+    emulator.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gcs")
+def test_a_run_in_a_real_bucket_goes_on_and_falls_back(tmp_path: Path) -> None:
+    """Against an emulator of Google Cloud Storage, through the clients that are used with the real one."""
+    config = tiny(checkpoint_root="gs://bucket/sweep", checkpoint_seconds=0.0)
+
+    def run(machine: str, steps: int, config: RunConfig = config) -> Path:
+        path = tmp_path / f"{machine}.json"
+        path.write_text(json.dumps(configs.to_dict(config) | {"steps": steps}))
+        argv = [sys.executable, "-m", "sd3_jax.cli", "train", str(path), "--run", str(tmp_path / machine / "d02")]
+        environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        done = subprocess.run(argv, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / machine / "d02"
+
+    run("a", 5)
+    there = bucket.checkpoints(tmp_path / "a" / "d02", config)
+    assert checkpoint.saved_steps(there) == [4, 5]
+    (there / "5" / "_METADATA").write_text("{")
+    shutil.rmtree(tmp_path / "a")
+    second = run("b", 8)
+    assert [life["resumed_from"] for life in records.read_rows(second / "lives.jsonl")[0]] == [0, 4]
+    assert checkpoint.saved_steps(there) == [7, 8]
+    undisturbed = run("whole", 8, tiny())
+    assert history(second) == history(undisturbed)
+    for ours, theirs in zip(final_state(second), final_state(undisturbed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
