@@ -8,27 +8,31 @@
     print(analysis.describe(law))
     analysis.figure8(runs, analysis.load_scores("runs/figure8_cpu"))
 
-It reads run directories and nothing else, so anyone's runs can be analysed.
+It reads run directories, and tables (CSV) of anyone's runs: ``analysis.fit_points(analysis.read_points("table.csv"))``.
 """
 
+from analysis.approaches import compare_approaches
 from analysis.backbones import figure4
 from analysis.correlation import Correlation, correlate
 from analysis.drawing import save
 from analysis.figures import figure8, isoflop_figure
 from analysis.frontier import envelope, implied, sizes
-from analysis.isoflop import isoflop
-from analysis.laws import Law, curves, fit, fit_points, sensitivity
+from analysis.isoflop import isoflop, isoflop_points
+from analysis.laws import Law, curves, fit, fit_points
 from analysis.links import Link, fit_link
 from analysis.prediction import hold_out_largest, predict
 from analysis.report import describe, rows
+from analysis.robustness import sensitivity
 from analysis.runs import cooldown_ends, load, load_train, points_on_law
 from analysis.scores import load_scores, score_points
 from analysis.sheets import contact_sheet
+from analysis.tables import read_points
 
 __all__ = [
     "Correlation",
     "Law",
     "Link",
+    "compare_approaches",
     "cooldown_ends",
     "contact_sheet",
     "correlate",
@@ -44,11 +48,13 @@ __all__ = [
     "implied",
     "isoflop",
     "isoflop_figure",
+    "isoflop_points",
     "load",
     "load_scores",
     "load_train",
     "points_on_law",
     "predict",
+    "read_points",
     "rows",
     "save",
     "score_points",

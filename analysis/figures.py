@@ -67,7 +67,7 @@ def figure8(
         "figure": "8",
         "weights": weights,
         "skip": skip,
-        "law": report.as_dict(law, hold_out) if law else None,
+        "law": report.as_dict(law, hold_out) | report.details(law) if law else None,
         "differences": differences(runs),
         "notes": notes,
     }

@@ -7,14 +7,17 @@ are.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
+from analysis.forms import CHINCHILLA
 from analysis.laws import RESOLUTION, Law
+from analysis.resampling import clusters
 from sd3_jax import flops as counts
 from sd3_jax.config import ModelConfig
 from sd3_jax.errors import UserError
@@ -39,6 +42,8 @@ class Envelope(NamedTuple):
     winners: int  # depths that win uncensored
     decades: float  # of C that is uncensored
     flags: tuple[str, ...]
+    line: dict[str, float]  # exponents of N* and D* however rough, with their coefficients; empty where censored
+    draws: list[dict[str, float]]  # likewise, of resamples of the runs; those that are censored are left out
 
 
 def sizes(model: ModelConfig, low: float = 1.0, high: float = 128.0, number: int = GRID) -> Sizes:
@@ -74,6 +79,8 @@ def implied(law: Law, flops: ArrayLike, family: Sizes | None = None, level: floa
     where C, the depth or the images lie outside the data; ``at_edge`` where the minimum is at an end of the family.
     The intervals are those of the law, not of a new run: :func:`analysis.prediction.predict` adds the residuals.
     """
+    if law.form is not CHINCHILLA:
+        raise UserError(f"the law {law.form.name} says nothing of sizes: only {CHINCHILLA.name} implies a frontier")
     family = family or sizes_of(law)
     budgets = np.atleast_1d(np.asarray(flops, float))
     position, loss = _minimise(law.vector[None], budgets, family)
@@ -94,66 +101,128 @@ def implied(law: Law, flops: ArrayLike, family: Sizes | None = None, level: floa
     return table
 
 
-def envelope(points: pd.DataFrame, number: int = 200) -> Envelope:
+def envelope(points: pd.DataFrame, number: int = 200, resamples: int = 0, seed: int = 0) -> Envelope:
     """Lowest loss over depths at each of ``number`` log-spaced C, interpolated log-log within each run.
 
     A winner is censored where no smaller or no larger depth has data at that C: it may be merely the smallest depth
     still running. An exponent is fitted to the uncensored part if at least three depths win there over half a decade
     of C, and only if their scatter leaves it certain to within 0.01; its N* is the vertex of the parabola in log N
-    through the winner and its neighbours. It is a check of the law's a, not a substitute.
+    through the winner and its neighbours. It is a check of the law's a, not a substitute. ``resamples`` are of runs:
+    neighbouring minima share theirs, and are no more independent for being many.
     """
     grid = np.geomspace(points["flops"].min(), points["flops"].max(), number)
-    depths = np.sort(points["depth"].unique())
-    losses = np.array([_mean_curve(points[points["depth"] == depth], grid) for depth in depths])
-    params = points.groupby("depth")["params"].first().loc[depths].to_numpy(float)
-    rows = []
-    for budget, column in zip(grid, losses.T, strict=True):
-        present = np.flatnonzero(np.isfinite(column))
-        if not len(present):
-            continue
-        place = int(np.argmin(column[present]))
-        winner, censored = present[place], place in (0, len(present) - 1)
-        best = params[winner]
-        if not censored:
-            three = present[place - 1 : place + 2]
-            best = math.exp(vertex(np.log(params[three]), column[three]))
-        rows.append((budget, column[winner], int(depths[winner]), best, censored))
-    table = pd.DataFrame(rows, columns=["flops", "loss", "depth", "params", "censored"])
+    depth_of = "depth" if "depth" in points else "params"
+    runs = points.sort_values("flops").groupby("run")
+    losses = np.array([_curve(own, grid) for _, own in runs])
+    depth = runs[depth_of].first().to_numpy()
+    depths = np.unique(depth)
+    params = np.log(points.groupby(depth_of)["params"].first().loc[depths].to_numpy(float))
+    data = data_at(points)
+    every = _minima(losses, depth, params, np.ones((1, len(losses))))
+    there = np.isfinite(every.loss[0])
+    best = Minima(*(field[0][there] for field in every))
+    table = pd.DataFrame(
+        {
+            "flops": grid[there],
+            "loss": best.loss,
+            "depth": depths[best.winner],
+            "params": np.exp(np.where(best.censored, params[best.winner], best.x)),
+            "censored": best.censored,
+        }
+    )
     free = table[~table["censored"]]
     winners = free["depth"].nunique()
     decades = float(np.log10(free["flops"].max() / free["flops"].min())) if len(free) else 0.0
-    if winners < MIN_WINNERS or decades < MIN_DECADES:
-        return Envelope(table, None, winners, decades, ("frontier censored",))
-    x, y = np.log(free["flops"].to_numpy()), np.log(free["params"].to_numpy())
-    line = np.polyfit(x, y, 1)
+    if not _is_long(grid[there], best):
+        return Envelope(table, None, winners, decades, ("frontier censored",), {}, [])
+    line = regress(free["flops"].to_numpy(), np.log(free["params"].to_numpy()), data)
+    drawn = []
+    counts = clusters(np.arange(len(losses)), resamples, seed).counts
+    for i in range(0, resamples, 20):
+        some = _minima(losses, depth, params, counts[i : i + 20])
+        for one in (Minima(*row) for row in zip(*some, strict=True)):
+            if _is_long(grid, one):
+                drawn.append(regress(grid[~one.censored], one.x[~one.censored], data))
+    scatter = np.log(free["params"]) - np.log(line["coefficient_params"] * free["flops"] ** line["exponent_params"])
     # Neighbouring minima share their runs: there are as many independent ones as winners, not as grid points.
-    error = float(np.std(y - np.polyval(line, x)) / (np.std(x) * math.sqrt(winners)))
-    if 2 * error > RESOLUTION:
-        return Envelope(table, None, winners, decades, ("envelope too rough",))
-    return Envelope(table, float(line[0]), winners, decades, ())
+    error = float(np.std(scatter) / (np.std(np.log(free["flops"])) * math.sqrt(winners)))
+    rough = 2 * error > RESOLUTION
+    exponent = None if rough else line["exponent_params"]
+    return Envelope(table, exponent, winners, decades, ("envelope too rough",) if rough else (), line, drawn)
 
 
-def vertex(x: Float[np.ndarray, "3"], y: Float[np.ndarray, "3"]) -> float:
+class Minima(NamedTuple):
+    """At each C the place of the depth with the lowest loss, that loss, log N* and whether it is censored."""
+
+    winner: Int[np.ndarray, "*r g"]
+    loss: Float[np.ndarray, "*r g"]  # inf where no depth has data
+    x: Float[np.ndarray, "*r g"]
+    censored: Bool[np.ndarray, "*r g"]
+
+
+def _minima(
+    losses: Float[np.ndarray, "c g"], depth: np.ndarray, params: Float[np.ndarray, " d"], counts: np.ndarray
+) -> Minima:
+    """Minima over depths of the mean curve of each depth's runs, for each row of ``counts``, of one for each run."""
+    present = np.isfinite(losses)
+    own = depth == np.unique(depth)[:, None]  # [depth, run]
+    weights = counts[:, None, :] * own
+    number = weights @ present.astype(float)
+    mean = np.where(number > 0, weights @ np.where(present, losses, 0) / np.maximum(number, 1), np.inf)
+    order = np.argsort(np.isinf(mean), axis=1, kind="stable")  # the depths with data first, in their order
+    mean = np.take_along_axis(mean, order, axis=1)
+    there = np.isfinite(mean).sum(axis=1)
+    place = mean.argmin(axis=1)
+    censored = (place == 0) | (place >= there - 1)
+    three = np.clip(place[:, None] + np.array([-1, 0, 1])[:, None], 0, len(params) - 1)
+    y, x = (np.take_along_axis(one, three, axis=1).swapaxes(0, 1) for one in (mean, params[order]))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        best = vertex(x, y)
+    winner = np.take_along_axis(order, place[:, None], axis=1)[:, 0]
+    return Minima(winner, mean.min(axis=1), best, censored)
+
+
+def _is_long(flops: Float[np.ndarray, " g"], best: Minima) -> bool:
+    """Whether enough depths win uncensored over enough of C for an exponent."""
+    free = flops[~best.censored]
+    if len(np.unique(best.winner[~best.censored])) < MIN_WINNERS:
+        return False
+    return bool(np.log10(free.max() / free.min()) >= MIN_DECADES)
+
+
+def data_at(points: pd.DataFrame) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """D at C FLOPs and size log N: C over the FLOPs of an image, interpolated between the sizes."""
+    sizes = points.assign(each=points["flops"] / points["images"]).groupby("params")["each"].median()
+    x, y = np.log(sizes.index.to_numpy(float)), np.log(sizes.to_numpy(float))
+    return lambda flops, log_params: flops / np.exp(np.interp(log_params, x, y))
+
+
+def regress(flops: np.ndarray, log_params: np.ndarray, data: Callable) -> dict[str, float]:
+    """N* and D* as powers of C: log value = log coefficient + exponent log C, by least squares."""
+    found: dict[str, float] = {}
+    x = np.log(flops)
+    dx = x - x.mean()
+    for name, y in (("params", log_params), ("data", np.log(data(flops, log_params)))):
+        exponent = float(dx @ y / (dx @ dx))
+        found |= {f"exponent_{name}": exponent, f"coefficient_{name}": float(np.exp(y.mean() - exponent * x.mean()))}
+    return found
+
+
+def vertex(x: Float[np.ndarray, "3 *g"], y: Float[np.ndarray, "3 *g"]) -> Float[np.ndarray, "*g"]:
     """Where the parabola through three points is lowest.
 
-    >>> vertex(np.array([0.0, 1.0, 2.0]), np.array([5.0, 2.0, 1.0]))
+    >>> float(vertex(np.array([0.0, 1.0, 2.0]), np.array([5.0, 2.0, 1.0])))
     2.0
     """
     left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
     curvature = (right - left) / (x[2] - x[0])
-    return float((x[0] + x[1]) / 2 - left / (2 * curvature))
+    return (x[0] + x[1]) / 2 - left / (2 * curvature)
 
 
-def _mean_curve(points: pd.DataFrame, grid: Float[np.ndarray, " g"]) -> Float[np.ndarray, " g"]:
-    """Mean over the runs of a depth of their loss at each C; nan where none has data."""
-    curves = []
-    for _, own in points.sort_values("flops").groupby("run"):
-        x, y = np.log(own["flops"].to_numpy(float)), np.log(own["loss"].to_numpy(float))
-        curves.append(np.exp(np.interp(np.log(grid), x, y, left=np.nan, right=np.nan)))
-    stacked = np.array(curves)
-    present = np.isfinite(stacked)
-    total = np.where(present, stacked, 0).sum(axis=0)
-    return np.where(present.any(axis=0), total / np.maximum(present.sum(axis=0), 1), np.nan)
+def _curve(run: pd.DataFrame, grid: Float[np.ndarray, " g"]) -> Float[np.ndarray, " g"]:
+    """The loss of a run at each C; nan outside of what it spent."""
+    x, y = np.log(run["flops"].to_numpy(float)), np.log(run["loss"].to_numpy(float))
+    return np.exp(np.interp(np.log(grid), x, y, left=np.nan, right=np.nan))
 
 
 def _minimise(

@@ -1,80 +1,63 @@
-"""The joint law L = E + A / N^alpha + B / D^beta: its fit, intervals, caveats and predictions.
+"""A law fitted to points: its constants, their intervals, and its caveats.
 
-N are parameters, D images seen, L the validation loss. Every number that is reported comes with the uncertainty
-that belongs to it, and with a flag for each reason not to believe it (:data:`FLAGS` says them in sentences).
+C are training FLOPs, N parameters, D data (images or tokens), L the validation loss; :mod:`analysis.forms` has the
+laws. The one that is reported is the joint law L = E + A / N^alpha + B / D^beta. Every number comes with the
+uncertainty that belongs to it, and with a flag for each reason not to believe it (:data:`analysis.flags.FLAGS`).
 """
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from analysis import solvers
-from analysis.runs import differences, points_on_law
+from analysis import flags, solvers
+from analysis.flags import FLAGS, REFUSING
+from analysis.forms import SATURATING, Form, form
+from analysis.resampling import clusters, spread
+from analysis.runs import points_on_law
 from sd3_jax.config import ModelConfig
 from sd3_jax.errors import UserError
 
-CONSTANTS = ("E", "A", "B", "alpha", "beta")
-EXPONENTS = ("alpha", "beta", "a", "b")
-RANGES = ("depth", "params", "images", "flops")
-MIN_DEPTHS = 3  # fewer depths cannot fix A, alpha and E
-MIN_RUNS = 6  # fewer runs cannot be resampled
-RESOLUTION = 0.01  # an exponent that is less certain than this is given as an interval, not as a number
-SCHEDULE = ("optimizer.", "batch")  # keys of a configuration that make one schedule
+__all__ = ["FLAGS", "REFUSING", "Curve", "Law", "curves", "fit", "fit_points"]
 
-FLAGS = {
-    "E not identified": "The data do not fix E: its interval reaches zero or the smallest loss, and exponents with it.",
-    "exponent at a bound": "An exponent ended on its bound: the data do not fix it.",
-    "optimum equals start": "The fit did not move from its start: it cannot be told from a solver that failed.",
-    "gradient not small": "The gradient at the optimum is not small: the fit has not converged.",
-    "several optima": "Other constants fit within 1 % as well: the data do not choose between them.",
-    "too few depths": "Fewer than five depths: five constants are hardly determined by them.",
-    "trend in residuals": "Residuals of neighbouring FLOPs share their sign: they are not independent, or the form "
-    "is not quite the right one.",
-    "mixed schedules": "The runs differ in their optimizer or batch size beyond declared drops of the rate.",
-    "learning-rate drop": "Some points lie after a declared drop of the learning rate; see the fit without them.",
-    "frontier censored": "The envelope's winner is mostly the smallest or largest depth with data: no exponent is "
-    "fitted to it.",
-    "envelope too rough": "The minima along the envelope scatter too much to give their exponent to within 0.01.",
-    "minimum at the edge": "Budgets whose lowest loss is at an edge of the sizes, or that too few reach, are out.",
-}
-REFUSING = {
-    "E not identified",
-    "exponent at a bound",
-    "optimum equals start",
-    "gradient not small",
-    "several optima",
-    "too few depths",
-    "mixed schedules",
-}
+RANGES = ("depth", "params", "images", "flops")
+WIDEST = 1e60  # ratio of what is fitted: beyond, powers of it leave double precision
+MIN_DEPTHS = 3  # fewer sizes, or numbers of images, cannot fix an amplitude, an exponent and E
+MIN_RUNS = 6  # fewer runs cannot be resampled
+MANY_DEPTHS = 12  # of more, none is left out in turn: the bootstrap over their runs says enough
+GAIN = 10.0  # of AICc, above which a break is one: below, chance makes as much of it
+RESOLUTION = 0.01  # an exponent that is less certain than this is given as an interval, not as a number
 
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """A fitted joint law, its uncertainty and its caveats.
+    """A fitted law, its uncertainty and its caveats.
 
-    ``constants`` has E, A, B, alpha, beta and the implied allocation N* ~ C^a, D* ~ C^b, a = beta / (alpha + beta),
-    at full precision. ``se``, ``ci80`` and ``ci95`` are empty where ``how`` says that there is no interval.
+    ``constants`` are those of its form, such as E, A, B, alpha, beta, and what follows from them, such as the
+    allocation N* ~ C^a, D* ~ C^b, at full precision. ``se``, ``ci80`` and ``ci95`` are empty where ``how`` says that
+    there is no interval.
     """
 
+    form: Form
     constants: dict[str, float]
     se: dict[str, float]
     ci80: dict[str, tuple[float, float]]
     ci95: dict[str, tuple[float, float]]
     left_out: dict[int, dict[str, float]]  # constants without each depth in turn
     reported: dict[str, bool]  # exponents that are certain to within RESOLUTION
-    draws: Float[np.ndarray, "r 5"]  # joint bootstrap draws of E, A, B, alpha, beta; no rows without intervals
+    draws: Float[np.ndarray, "r p"]  # joint bootstrap draws of the form's constants; no rows without intervals
     how: str
     failed_resamples: int
     objective: float
     grad_norm: float  # relative: 1 where nothing cancels
     delta: float  # of the Huber objective
     n_points: int
-    n_runs: int
+    n_runs: int  # or other units that were resampled
+    units: str
     residuals: Float[np.ndarray, " n"] = field(repr=False)  # log loss - log law, in the order of the points
     residual_rms: float
     residual_max: float
@@ -83,9 +66,9 @@ class Law:
     flags: tuple[str, ...]
 
     @property
-    def vector(self) -> Float[np.ndarray, " 5"]:
-        """E, A, B, alpha, beta."""
-        return np.array([self.constants[name] for name in CONSTANTS])
+    def vector(self) -> Float[np.ndarray, " p"]:
+        """The form's constants, as a draw has them."""
+        return np.array([self.constants[name] for name in self.form.constants])
 
 
 class Curve(NamedTuple):
@@ -103,63 +86,73 @@ def fit(
     skip: float = 0.1,
     with_zero: bool = True,
     with_drops: bool = True,
-    **options: float,
+    **options: Any,
 ) -> Law:
-    """The joint law of the points of a runs table that belong on it; arguments of points_on_law and fit_points."""
+    """The law of the points of a runs table that belong on it; arguments of points_on_law and fit_points."""
     return fit_points(points_on_law(runs, weights, skip, with_zero, with_drops), **options)  # type: ignore[arg-type]
 
 
-def fit_points(points: pd.DataFrame, delta: float = 1e-3, resamples: int = 1000, seed: int = 0) -> Law:
-    """Fit L = E + A / N^alpha + B / D^beta to points (columns run, depth, params, images, flops, loss).
+def fit_points(
+    points: pd.DataFrame,
+    law: str = "chinchilla",
+    delta: float = 1e-3,
+    resamples: int = 1000,
+    seed: int = 0,
+    breaks: int = 1,
+    group: str = "run",
+) -> Law:
+    """Fit a law (a name of :data:`analysis.forms.FORMS`, or bnsl with ``breaks``) to points.
 
-    Minimises the sum of Huber losses (``delta``) of log L. Runs that repeat a cell (params, images), as seeds do,
-    share the weight of one point, so a depth with three seeds weighs as much as a depth with one. Intervals are
-    percentiles of a bootstrap that resamples runs, as points of one run are not independent; with fewer than six
-    runs there are none, and ``left_out`` shows how far the constants move without each depth.
+    Columns: loss, run, and what the law is a function of: flops, params, images; optionally depth, the size of a
+    model. Minimises the sum of Huber losses (``delta``) of log L. Points that repeat a cell (params, images, flops),
+    as seeds do, share the weight of one, so a depth with three seeds weighs as much as a depth with one. Intervals
+    are percentiles of a bootstrap that resamples runs (or another column, ``group``), as points of one run are not
+    independent; with fewer than six there are none, and ``left_out`` shows how far the constants move without each
+    depth.
 
-    Raises UserError for fewer than three depths or fewer than six points, or if no law fits.
+    Raises UserError for points too few or too alike, or if no law of this form fits.
     """
-    measured = points[["params", "images", "flops", "loss"]].to_numpy(float)
-    if not (np.isfinite(measured) & (measured > 0)).all():
-        raise UserError("params, images, flops and loss of every point must be finite and positive")
-    depths = np.sort(points["depth"].unique())
-    if len(depths) < MIN_DEPTHS:
-        raise UserError(f"a law needs at least {MIN_DEPTHS} depths; there are {len(depths)}: {_join(depths)}")
-    if len(points) < 6 or points["images"].nunique() < MIN_DEPTHS:
-        raise UserError(f"a law needs at least six points at three numbers of images; there are {len(points)} points")
-    features = points[["params", "images"]].to_numpy(float).T
-    loss, depth = points["loss"].to_numpy(float), points["depth"].to_numpy()
-    weight = 1 / points.groupby(["params", "images"])["loss"].transform("size").to_numpy(float)
-    best = solvers.optima(features, loss, weight, delta)
+    chosen = form(law, breaks)
+    size, least = _checked(points, chosen, group)
+    features, loss = chosen.features(points), points["loss"].to_numpy(float)
+    cell = [name for name in ("params", "images", "flops") if name in points]
+    weight = 1 / points.groupby(cell)["loss"].transform("size").to_numpy(float)
+    best = solvers.optima(chosen, features, loss, weight, delta)
     if not math.isfinite(best.objective[0]):
-        raise UserError("no law E + A / N^alpha + B / D^beta fits: the loss does not fall with parameters and images")
-    constants = _derived(_linear(best.constants[0]))
-    residuals = np.log(loss) - solvers.predict_log(best.constants[0], features)
+        raise UserError(f"no law {chosen.formula} fits: the loss does not fall as such a law does")
+    constants = chosen.named(chosen.linear(best.theta[0]))
+    residuals = np.log(loss) - chosen.predict_log(best.theta[0], features)
 
-    run_names, run = np.unique(points["run"].to_numpy(str), return_inverse=True)
-    draws, failed, how = np.zeros((0, 5)), 0, ""
-    if len(run_names) >= MIN_RUNS:
-        even = [1 / len(run_names)] * len(run_names)
-        counts = np.random.default_rng(seed).multinomial(len(run_names), even, resamples)
-        draws = _refit(features, loss, weight * counts[:, run], depth, delta)
+    drawn = clusters(points[group], resamples, seed)
+    number, units = len(drawn.names), "runs" if group == "run" else f"groups ({group})"
+    draws, failed, how = np.zeros((0, len(chosen.constants))), 0, "no interval (none was asked for)"
+    if number >= MIN_RUNS and resamples:
+        enough = _distinct(size, drawn.weights) >= least
+        start = best.theta[0] if chosen.warm else None
+        again = solvers.solve(chosen, features, loss, weight * drawn.weights[enough], delta, start)
+        draws = chosen.linear(again.theta[np.isfinite(again.objective)])
         failed = resamples - len(draws)
-        how = f"bootstrap over {len(run_names)} runs, {resamples} resamples, {failed} failed"
+        how = f"bootstrap over {number} {units}, {resamples} resamples, {failed} failed"
     left_out = {}
-    if len(depths) > MIN_DEPTHS:
-        without = solvers.solve(features, loss, weight * (depth != depths[:, None]), delta)
+    sizes = np.unique(size)
+    if "params" in chosen.columns and MIN_DEPTHS < len(sizes) <= MANY_DEPTHS:
+        without = solvers.solve(chosen, features, loss, weight * (size != sizes[:, None]), delta)
         good = np.isfinite(without.objective)
         left_out = {
-            int(one): _derived(_linear(c)) for one, c in zip(depths[good], without.constants[good], strict=True)
+            int(one): _floats(chosen.named(values))
+            for one, values in zip(sizes[good], chosen.linear(without.theta[good]), strict=True)
         }
-    if not how:
-        how = "no interval (fewer than six runs)"
+    if number < MIN_RUNS:
+        how = f"no interval (fewer than six {units})"
         how = f"leave-one-depth-out spread, {how}" if left_out else how
-    samples = _derived(draws.T) if len(draws) > 1 else {}
-    law = Law(
-        constants=constants,
-        se={name: float(np.std(values, ddof=1)) for name, values in samples.items()},
-        ci80={name: interval(values, 0.80) for name, values in samples.items()},
-        ci95={name: interval(values, 0.95) for name, values in samples.items()},
+    samples = chosen.named(draws) if len(draws) > 1 else {}
+    spreads = {name: spread(values) for name, values in samples.items()}
+    found = Law(
+        form=chosen,
+        constants=_floats(constants),
+        se={name: one.se for name, one in spreads.items()},
+        ci80={name: one.ci80 for name, one in spreads.items()},
+        ci95={name: one.ci95 for name, one in spreads.items()},
         left_out=left_out,
         reported={},
         draws=draws,
@@ -169,125 +162,131 @@ def fit_points(points: pd.DataFrame, delta: float = 1e-3, resamples: int = 1000,
         grad_norm=float(best.gradient[0]),
         delta=delta,
         n_points=len(points),
-        n_runs=len(run_names),
+        n_runs=number,
+        units=units,
         residuals=residuals,
         residual_rms=float(np.sqrt(np.average(residuals**2, weights=weight))),
         residual_max=float(np.abs(residuals).max()),
-        ranges={key: (float(points[key].min()), float(points[key].max())) for key in RANGES},
+        ranges={key: (float(points[key].min()), float(points[key].max())) for key in RANGES if key in points},
         family=next(iter(points.attrs["configs"].values())).model if points.attrs.get("configs") else None,
         flags=(),
     )
-    law = replace(law, flags=_flags(law, points, best, len(depths)))
-    return replace(law, reported={name: _is_resolved(law, name) for name in EXPONENTS})
+    found = replace(found, flags=_flags(found, points, best, len(sizes)))
+    return replace(found, reported={name: _is_resolved(found, name) for name in chosen.exponents})
 
 
 def curves(points: pd.DataFrame, delta: float = 1e-3) -> dict[int, Curve]:
     """The saturating power law L = E + A D^-a of each depth with at least four points, D images seen."""
     found = {}
     for _, own in points.groupby("depth"):
-        images, loss = own["images"].to_numpy(float), own["loss"].to_numpy(float)
+        images, loss = own["images"].to_numpy(float)[None], own["loss"].to_numpy(float)
         if len(np.unique(images)) < 4:
             continue
-        best = solvers.optima(images[None], loss, np.ones(len(loss)), delta)
+        best = solvers.optima(SATURATING, images, loss, np.ones(len(loss)), delta)
         if math.isfinite(best.objective[0]):
-            log_e, log_a, exponent = best.constants[0]
-            residual = np.log(loss) - solvers.predict_log(best.constants[0], images[None])
+            residual = np.log(loss) - SATURATING.predict_log(best.theta[0], images)
             rms = float(np.sqrt(np.mean(residual**2)))
-            found[int(own["depth"].iloc[0])] = Curve(math.exp(log_e), math.exp(log_a), float(exponent), rms)
+            floor, amplitude, exponent = SATURATING.linear(best.theta[0]).tolist()
+            found[int(own["depth"].iloc[0])] = Curve(floor, amplitude, exponent, rms)
     return found
 
 
-def sensitivity(runs: pd.DataFrame, weights: str = "ema", skip: float = 0.1) -> pd.DataFrame:
-    """The constants under other choices: Huber deltas, without level 0, without dropped rates, less or more skipped."""
-    choices: dict[str, dict[str, float]] = {"as reported": {}}
-    choices |= {f"Huber delta {delta:g}": {"delta": delta} for delta in (1e-4, 1e-2, math.inf)}
-    choices |= {"without level t = 0": {"with_zero": False}, "without points after a drop": {"with_drops": False}}
-    choices |= {f"first {share:.0%} skipped": {"skip": share} for share in (skip / 2, min(2 * skip, 0.9))}
-    rows = {}
-    for name, choice in choices.items():
-        try:
-            law = fit(runs, **({"weights": weights, "skip": skip, "resamples": 0} | choice))  # type: ignore[arg-type]
-        except UserError:
-            continue
-        rows[name] = law.constants | {"residual_rms": law.residual_rms, "points": law.n_points}
-    return pd.DataFrame.from_dict(rows, orient="index")
+def _checked(points: pd.DataFrame, chosen: Form, group: str) -> tuple[np.ndarray, int]:
+    """The values of which the law needs several different ones, and how many; UserError where there are too few."""
+    missing = [name for name in (*chosen.columns, "loss", group) if name not in points]
+    if missing:
+        shown = [{"images": "data (images)"}.get(name, name) for name in missing]
+        raise UserError(f"the law {chosen.name} needs columns {_join(shown)}; there are {_join(points.columns)}")
+    measured = points[[*chosen.columns, "loss"]].to_numpy(float)
+    if not (np.isfinite(measured) & (measured > 0)).all():
+        raise UserError(f"{_join(chosen.columns)} and loss of every point must be finite and positive")
+    if (measured.max(axis=0) > WIDEST * measured.min(axis=0)).any():
+        raise UserError(f"{_join(chosen.columns)} and loss of all points must lie within a factor of {WIDEST:g}")
+    if chosen.columns == ("flops",):
+        size, least = points["flops"].to_numpy(float), len(chosen.constants)
+        if len(np.unique(size)) <= least:
+            numbers = f"{len(np.unique(size))} of {len(points)} points"
+            raise UserError(f"the law {chosen.name} needs at least {least + 1} different FLOPs; there are {numbers}")
+        return size, least
+    what = "depth" if "depth" in points else "params"
+    size, sizes = points[what].to_numpy(), np.sort(points[what].unique())
+    if len(sizes) < MIN_DEPTHS:
+        what = {"depth": "depths", "params": "sizes"}[what]
+        raise UserError(f"a law needs at least {MIN_DEPTHS} {what}; there are {len(sizes)}: {_join(sizes)}")
+    if len(points) < 6 or points["images"].nunique() < MIN_DEPTHS:
+        raise UserError(
+            f"a law needs at least six points at three numbers of images or tokens; there are {len(points)} points"
+        )
+    return size, MIN_DEPTHS
 
 
-def _refit(
-    features: Float[np.ndarray, "2 n"],
-    loss: Float[np.ndarray, " n"],
-    weights: Float[np.ndarray, "r n"],
-    depth: np.ndarray,
-    delta: float,
-) -> Float[np.ndarray, "q 5"]:
-    """Constants of each row of weights that can be fitted: one with at least three depths, to a finite objective."""
-    present = [(weights[:, depth == one] > 0).any(axis=1) for one in np.unique(depth)]
-    enough = np.sum(present, axis=0) >= MIN_DEPTHS
-    if not enough.any():
-        return np.zeros((0, 5))
-    found = solvers.solve(features, loss, weights[enough], delta)
-    return _linear(found.constants[np.isfinite(found.objective)].T).T
+def _distinct(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How many different values each row of weights has drawn."""
+    order = np.argsort(values, kind="stable")
+    first = np.flatnonzero(np.r_[True, values[order][1:] != values[order][:-1]])
+    return (np.add.reduceat(weights[:, order], first, axis=1) > 0).sum(axis=1)
 
 
-def _linear(constants: Float[np.ndarray, "5 *r"]) -> Float[np.ndarray, "5 *r"]:
-    """(log E, log A, log B, alpha, beta) -> (E, A, B, alpha, beta), along the first axis."""
-    return np.concatenate([np.exp(constants[:3]), constants[3:]])
+def _floats(named: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in named.items()}
 
 
-def log_constants(constants: Float[np.ndarray, "*r 5"]) -> Float[np.ndarray, "*r 5"]:
-    """(E, A, B, alpha, beta) -> (log E, log A, log B, alpha, beta), along the last axis."""
-    return np.concatenate([np.log(constants[..., :3]), constants[..., 3:]], axis=-1)
+def _flags(law: Law, points: pd.DataFrame, best: solvers.Solution, sizes: int) -> tuple[str, ...]:
+    names, features = list(law.form.constants), law.form.features(points)
+    logs = np.array([name in law.form.logs for name in names])
+    bounded = best.at_bound[0] & ~logs
+    rivals = best.theta[1:][best.objective[1:] <= 1.01 * best.objective[0]]
+    apart = np.abs(rivals - best.theta[0])[:, ~logs].max(initial=0) > 0.05 and law.residual_rms > 1e-9
+    shares = law.form.evaluate(best.theta[:1], np.log(features))[1][0].max(axis=1)
+    along = points["flops"] if "flops" in points else points["params"] * points["images"]
+    return flags.raised(
+        {
+            "E not identified": "E" in names and not _has_floor(law, float(points["loss"].min())),
+            "exponent at a bound": bool(bounded.any()),
+            "term vanishes": any(shares[names.index(name)] < 1e-3 for name in ("A", "B") if name in names),
+            "break not identified": not _has_breaks(law, points),
+            "optimum equals start": bool(best.moved[0] < 1e-12),
+            "gradient not small": law.grad_norm > 1e-4,
+            "several optima": bool(apart),
+            "resamples failed": law.failed_resamples > flags.FAILED * (law.failed_resamples + len(law.draws)),
+            "too few depths": "params" in law.form.columns and sizes < 5,
+            "trend in residuals": flags.has_trend(law.residuals, along.to_numpy(float)),
+            "mixed schedules": flags.mixed_schedules(points),
+            "mixed FLOP definitions": flags.mixed_flops(points),
+            "learning-rate drop": "phase" in points and "lr_drop" in set(points["phase"]),
+        }
+    )
 
 
-def _derived(constants):
-    """Constants by name, with a and b: floats, or arrays over draws."""
-    named = dict(zip(CONSTANTS, constants, strict=True))
-    total = named["alpha"] + named["beta"]
-    named |= {"a": named["beta"] / total, "b": named["alpha"] / total}
-    return {name: float(value) if np.ndim(value) == 0 else value for name, value in named.items()}
+def _has_floor(law: Law, lowest: float) -> bool:
+    """Whether E is above zero and below the smallest loss, wherever the data put it."""
+    ends = law.ci95.get("E", (law.constants["E"],) * 2)
+    lows = [ends[0], law.constants["E"], *(left["E"] for left in law.left_out.values())]
+    return min(lows) >= 1e-3 * lowest and max(ends[1], law.constants["E"]) < lowest
 
 
-def interval(values: Float[np.ndarray, " r"], level: float) -> tuple[float, float]:
-    """The central percentile interval."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _has_breaks(law: Law, points: pd.DataFrame) -> bool:
+    """Whether three different x lie on either side of every break, and the last one lowers AICc by more than GAIN.
+
+    A Huber fit with a small delta is nearly an absolute-value fit, so errors are counted as Laplace's.
+    """
+    simpler, x = law.form.simpler, np.unique(points["flops"])
+    if simpler is None:
+        return True
+    below = np.array([(x < value).sum() for name, value in law.constants.items() if name[0] == "d"])
+    best = solvers.optima(
+        simpler, simpler.features(points), points["loss"].to_numpy(float), np.ones(len(points)), law.delta
+    )
+    if min(below.min(), len(x) - below.max()) < 3 or not math.isfinite(best.objective[0]):
+        return below.min() >= 3 and len(x) - below.max() >= 3
+    plain = np.log(points["loss"]) - simpler.predict_log(best.theta[0], simpler.features(points))
+    return _aicc(plain, len(simpler.constants)) - _aicc(law.residuals, len(law.form.constants)) > GAIN
 
 
-def _flags(law: Law, points: pd.DataFrame, best: solvers.Solution, depths: int) -> tuple[str, ...]:
-    lowest = float(points["loss"].min())
-    low, high = law.ci95.get("E", (law.constants["E"],) * 2)
-    others = [law.constants["E"], *(left["E"] for left in law.left_out.values())]
-    bounds = np.array(solvers.EXPONENTS)
-    fitted = np.array([law.constants["alpha"], law.constants["beta"]])
-    rivals = best.constants[1:][best.objective[1:] <= 1.01 * best.objective[0]]
-    apart = np.abs(rivals[:, 3:] - fitted).max(initial=0) > 0.05 and law.residual_rms > 1e-9
-    schedule = [key for key in differences(points) if key.startswith(SCHEDULE) and key != "optimizer.drops"]
-    phases = set(points["phase"]) if "phase" in points else set()
-    raised = {
-        "E not identified": min(low, *others) < 1e-3 * lowest or max(high, law.constants["E"]) >= lowest,
-        "exponent at a bound": bool((np.abs(np.log(fitted[:, None] / bounds)) < 1e-6).any()),
-        "optimum equals start": bool(best.moved[0] < 1e-12),
-        "gradient not small": law.grad_norm > 1e-4,
-        "several optima": bool(apart),
-        "too few depths": depths < 5,
-        "trend in residuals": _has_trend(law.residuals, points),
-        "mixed schedules": bool(schedule) or bool(phases & {"warmup", "cooldown"}),
-        "learning-rate drop": "lr_drop" in phases,
-    }
-    return tuple(name for name, on in raised.items() if on)
-
-
-def _has_trend(residuals: Float[np.ndarray, " n"], points: pd.DataFrame) -> bool:
-    """Wald and Wolfowitz's test: far fewer runs of one sign along log C than independent residuals would have."""
-    signs = np.sign(residuals[np.argsort(points["flops"].to_numpy(), kind="stable")])
-    signs = signs[signs != 0]
-    plus, minus = int((signs > 0).sum()), int((signs < 0).sum())
-    n = plus + minus
-    if n < 10 or min(plus, minus) == 0 or np.abs(residuals).max() < 1e-9:
-        return False
-    expected = 1 + 2 * plus * minus / n
-    spread = math.sqrt((expected - 1) * (expected - 2) / (n - 1))
-    return 1 + int((np.diff(signs) != 0).sum()) < expected - 3 * spread
+def _aicc(residuals: Float[np.ndarray, " n"], k: int) -> float:
+    n = len(residuals)
+    spread = max(float(np.abs(residuals).mean()), 1e-12)  # rounding is no better fit than rounding
+    return 2 * n * math.log(spread) + 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
 
 
 def _is_resolved(law: Law, name: str) -> bool:
@@ -304,5 +303,5 @@ def _is_resolved(law: Law, name: str) -> bool:
     return bool(halves) and max(halves) <= RESOLUTION
 
 
-def _join(values: np.ndarray) -> str:
-    return ", ".join(str(value) for value in values)
+def _join(values: Any) -> str:
+    return ", ".join(map(str, values))

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
+from analysis.flags import FAILED
 from analysis.links import TINY, Link, curve, maximise
 from sd3_jax.errors import UserError
 
-FAILED = 0.2  # share of resamples that may fail without a flag
 MIN_DRAWS = 20  # fewer give no interval
 
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.approaches import Comparison
+from analysis.flags import FLAGS
 from analysis.isoflop import IsoFlop
-from analysis.laws import CONSTANTS, EXPONENTS, FLAGS, Law
+from analysis.laws import Law
 from analysis.prediction import HoldOut
 
-MEANING = {
-    "E": "irreducible loss",
-    "A": "A / N^alpha",
-    "B": "B / D^beta",
-    "alpha": "exponent of parameters N",
-    "beta": "exponent of images D",
+SYMBOLS = {"flops": "C training FLOPs", "params": "N parameters", "images": "D images"}
+DERIVED = {
+    "alpha": "exponent of N, 2 h",
+    "beta": "exponent of D, 2 h",
     "a": "N* ~ C^a, a = beta / (alpha + beta)",
     "b": "D* ~ C^b, b = alpha / (alpha + beta)",
 }
@@ -27,7 +27,7 @@ def rows(law: Law) -> list[tuple[str, str, str, str, str]]:
     An exponent that is not resolved has no value, only its interval and spread.
     """
     table = []
-    for name in (*CONSTANTS, "a", "b"):
+    for name in law.constants:
         shown = law.reported.get(name, True)
         table.append(
             (
@@ -35,7 +35,7 @@ def rows(law: Law) -> list[tuple[str, str, str, str, str]]:
                 number(law.constants[name]) if shown else "not resolved",
                 _span(law.ci95.get(name)),
                 _span(_spread(law, name)),
-                MEANING[name],
+                law.form.constants.get(name) or DERIVED[name],
             )
         )
     return table
@@ -44,13 +44,16 @@ def rows(law: Law) -> list[tuple[str, str, str, str, str]]:
 def describe(law: Law, hold_out: HoldOut | None = None) -> str:
     """The law as a few lines of text: constants with intervals, fit, held-out error, caveats."""
     header = ("", "value", "95 % interval", "without one depth", "")
-    lines = [header, *rows(law)]
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    text = ["L = E + A / N^alpha + B / D^beta   (N parameters, D images, L validation loss)", ""]
+    lines: list[tuple[str, ...]] = [header, *rows(law)]
+    if not law.left_out:
+        lines = [line[:3] + line[4:] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    symbols = ", ".join(SYMBOLS[name] for name in law.form.columns)
+    text = [f"{law.form.formula}   ({symbols}, L validation loss)", ""]
     text += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text += [
         "",
-        f"{law.n_points} points of {law.n_runs} runs; "
+        f"{law.n_points} points of {law.n_runs} {law.units}; "
         f"residual rms {law.residual_rms:.2%}, largest {law.residual_max:.2%}",
         f"intervals: {law.how}",
     ]
@@ -61,10 +64,11 @@ def describe(law: Law, hold_out: HoldOut | None = None) -> str:
 
 
 def held_out_sentence(hold_out: HoldOut) -> str:
-    """The held-out depth's error, and whether the interval covered it."""
+    """The error at what was held out, and whether the interval covered it."""
     covered = {None: "no interval", True: "inside its 95 % interval", False: "outside its 95 % interval"}
+    end = "at its last step" if hold_out.depth else "at the end"
     return (
-        f"depth {hold_out.depth} held out: predicted {hold_out.error:+.1%} at its last step "
+        f"{hold_out.what} held out: predicted {hold_out.error:+.1%} {end} "
         f"({covered[hold_out.covered]}), rms {hold_out.rms:.1%} over its {hold_out.points} points"
     )
 
@@ -74,36 +78,54 @@ def cooldown_lines(ends: pd.DataFrame) -> list[str]:
     return [f"cooldown at depth {row.depth}: {row.offset:+.4f} to {row.loss:.4f}" for row in ends.itertuples()]
 
 
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """The exponents of each approach with their 95 % intervals, and whether they agree."""
+    lines = []
+    for one in comparison.approaches:
+        words = [
+            f"{name} {value:.4g}" + (f" ({_span(one.intervals[name].ci95)})" if one.intervals else "")
+            for name, value in one.exponents.items()
+        ]
+        lines.append(f"{one.name}: {', '.join(words)}; {one.why}" if words else f"{one.name}: none, {one.why}")
+    return [*lines, comparison.sentence]
+
+
 def as_dict(law: Law, hold_out: HoldOut | None = None) -> dict[str, Any]:
-    """The law for JSON, at full precision; draws are left out."""
-    found = {
-        "law": "E + A / N^alpha + B / D^beta",
-        "constants": {name: law.constants[name] for name in CONSTANTS},
-        "derived": {name: law.constants[name] for name in ("a", "b")},
-        "reported": law.reported,
+    """The law for JSON, at full precision."""
+    held = None
+    if hold_out is not None:
+        held = hold_out._asdict() | {"z": hold_out.z if math.isfinite(hold_out.z) else None}
+        del held["law"]
+    return {
+        "law": law.form.name,
+        "constants": {name: law.constants[name] for name in law.form.constants},
         "intervals": {
             name: {"se": law.se[name], "ci80": list(law.ci80[name]), "ci95": list(law.ci95[name])} for name in law.se
         },
+        "derived": {name: value for name, value in law.constants.items() if name not in law.form.constants},
+        "objective": law.objective,
+        "n": law.n_points,
+        "residual_rms": law.residual_rms,
+        "flags": list(law.flags),
+        "hold_out": held,
+    }
+
+
+def details(law: Law) -> dict[str, Any]:
+    """What else there is to say of a law, for JSON; draws are left out."""
+    return {
+        "formula": law.form.formula,
+        "reported": law.reported,
         "left_out": {str(depth): constants for depth, constants in law.left_out.items()},
         "how": law.how,
         "failed_resamples": law.failed_resamples,
-        "objective": law.objective,
         "grad_norm": law.grad_norm,
         "delta": law.delta if math.isfinite(law.delta) else None,
-        "n": law.n_points,
         "n_runs": law.n_runs,
-        "residual_rms": law.residual_rms,
         "residual_max": law.residual_max,
         "ranges": {key: list(value) for key, value in law.ranges.items()},
-        "flags": list(law.flags),
         "sentences": [FLAGS[flag] for flag in law.flags],
     }
-    if hold_out is not None:
-        values = hold_out._asdict()
-        del values["law"]
-        values["z"] = values["z"] if math.isfinite(hold_out.z) else None
-        found["hold_out"] = values
-    return found
 
 
 def number(value: float) -> str:
@@ -129,7 +151,7 @@ def exponents_in_words(law: Law) -> str:
     if not law.ci95 and not any(law.reported.values()):
         return "exponents not resolved"
     words = []
-    for name in EXPONENTS:
+    for name in law.reported:
         letter = LETTERS.get(name, name)
         span = law.ci95.get(name)
         interval = f"[{span[0]:.3f}, {span[1]:.3f}]" if span else ""
@@ -140,8 +162,23 @@ def exponents_in_words(law: Law) -> str:
     return ", ".join(words)
 
 
-def isoflop_numbers(found: IsoFlop) -> dict[str, Any]:
+def isoflop_dict(found: IsoFlop) -> dict[str, Any]:
     """The isoFLOP result for JSON."""
+    keys = ("exponent_params", "coefficient_params", "exponent_data", "coefficient_data")
+    budgets = found.budgets.rename(columns={"images": "data"})[["flops", "params", "data", "loss", "interior"]]
+    return {
+        **{key: found.exponents.get(key) for key in keys},
+        "budgets": budgets.astype(object).where(budgets.notna(), None).to_dict(orient="records"),
+        "intervals": {
+            name: {"se": one.se, "ci80": list(one.ci80), "ci95": list(one.ci95)}
+            for name, one in found.intervals.items()
+        },
+        "flags": list(found.flags),
+    }
+
+
+def isoflop_numbers(found: IsoFlop) -> dict[str, Any]:
+    """The isoFLOP result of runs for JSON, with every point."""
     budgets = found.budgets.astype(object).where(found.budgets.notna(), None)
     return {
         **found.exponents,

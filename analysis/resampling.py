@@ -1,10 +1,50 @@
-"""Evaluated points as arrays, and resamples of what is independent in them: depths, and prompts within their task."""
+"""Resamples of what is independent, runs or depths and prompts within their task, and what their spread says."""
 
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+
+
+class Clusters(NamedTuple):
+    """What is drawn as one (runs), which each point belongs to, and how often each resample drew it."""
+
+    names: np.ndarray
+    place: Int[np.ndarray, " n"]
+    counts: Int[np.ndarray, "r c"]
+
+    @property
+    def weights(self) -> Int[np.ndarray, "r n"]:
+        """How often each resample drew each point."""
+        return self.counts[:, self.place]
+
+
+def clusters(names: ArrayLike, resamples: int, seed: int = 0) -> Clusters:
+    """``resamples`` draws of as many clusters as there are, with replacement, from the name of each point's."""
+    found, place = np.unique(np.asarray(names, str), return_inverse=True)
+    counts = np.random.default_rng(seed).multinomial(len(found), np.full(len(found), 1 / len(found)), resamples)
+    return Clusters(found, place, counts)
+
+
+class Spread(NamedTuple):
+    """What draws of a number say of it: standard error and central percentile intervals."""
+
+    se: float
+    ci80: tuple[float, float]
+    ci95: tuple[float, float]
+
+
+def spread(values: Float[np.ndarray, " r"]) -> Spread:
+    """Standard error, 80 % and 95 % intervals of at least two draws."""
+    return Spread(float(np.std(values, ddof=1)), interval(values, 0.80), interval(values, 0.95))
+
+
+def interval(values: Float[np.ndarray, " r"], level: float) -> tuple[float, float]:
+    """The central percentile interval."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 class Table(NamedTuple):

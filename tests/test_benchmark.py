@@ -68,3 +68,17 @@ def test_depth_38_compiles_as_fast_as_depth_15():
     assert ratio["instructions"] < 1.05
     # Whichever of the two a busy machine has spoiled less.
     assert min(ratio["fastest_seconds"], ratio["processor_seconds"]) < 1.3
+
+
+@pytest.mark.parametrize("starts, least", [(45, None), pytest.param(4500, (100, 10), marks=pytest.mark.slow)])
+def test_a_fit_is_no_worse_than_scipys_multistart_and_a_hundred_times_as_fast(starts, least):
+    done = run("--starts", str(starts), "--resamples", "1000" if least else "20", "--json", "-", script="fit.py")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["points"], result["starts"]) == (245, starts)
+    assert result["objective / scipy - 1"] <= 1e-10
+    for key in ("seconds", "processor_seconds"):
+        assert result["scipy / fit"][key] == pytest.approx(result["scipy"][key] / result["fit"][key])
+    if least:
+        assert result["scipy / fit"]["processor_seconds"] > least[0]
+        assert result["scipy / bootstrap"]["processor_seconds"] > least[1]

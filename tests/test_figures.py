@@ -49,7 +49,7 @@ def test_every_number_drawn_is_in_the_numbers(figure8):
 def test_law_in_the_numbers_is_the_law_of_the_runs(figure8, runs):
     law = analysis.fit(runs, resamples=100)
     shown = figure8.numbers["law"]
-    assert shown["constants"] == {name: law.constants[name] for name in laws.CONSTANTS}
+    assert shown["constants"] == {name: law.constants[name] for name in law.form.constants}
     assert shown["intervals"]["alpha"]["ci95"] == list(law.ci95["alpha"])
     assert shown["hold_out"]["depth"] == 7
     table = analysis.implied(law, figure8.numbers["frontier"]["flops"])

@@ -4,7 +4,7 @@ import pytest
 from synthetic import TRUTH, law_loss, write_sweep
 
 import analysis
-from analysis.isoflop import at_budgets, isoflop_points
+from analysis.isoflop import at_budgets, find_budgets, isoflop_points
 from sd3_jax.errors import UserError
 
 SYMMETRIC = {"E": 1.8, "A": 500.0, "B": 500.0, "alpha": 0.35, "beta": 0.35}
@@ -48,6 +48,40 @@ def test_bias_of_the_intercept_grows_with_the_grid_on_an_asymmetric_surface():
         bias.append(np.abs(np.log(found.budgets["params"] / exact)).mean())
     assert bias[0] < bias[1] < bias[2]
     assert bias[2] > 0.05
+
+
+def test_interpolation_has_no_such_bias():
+    truth = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.465, "beta": 0.155}
+    exact = valleys(truth, sizes=3, half_width=1e-3).groupby("flops")["params"].median().to_numpy()
+    found = isoflop_points(valleys(truth, sizes=21), BUDGETS, resamples=0, interpolate="akima")
+    np.testing.assert_allclose(found.budgets["params"], exact, rtol=0.01)
+    assert found.exponents["exponent_params"] == pytest.approx(0.25, abs=1e-3)
+    few = isoflop_points(valleys(truth, sizes=4), BUDGETS, resamples=0, interpolate="akima")
+    assert set(few.budgets["why"]) == {"4 sizes; an interpolated valley needs 5"}
+
+
+def test_budgets_are_found():
+    rng = np.random.default_rng(0)
+    table = valleys(SYMMETRIC)
+    spent = table.assign(flops=table["flops"] * np.exp(rng.uniform(-0.02, 0.02, len(table))))
+    spent["images"] = spent["flops"] / (6 * spent["params"])
+    spent["loss"] = law_loss(SYMMETRIC, spent["params"], spent["images"])
+    points, budgets = find_budgets(spent)
+    np.testing.assert_allclose(budgets, BUDGETS, rtol=0.02)
+    found = isoflop_points(spent, resamples=0)
+    assert found.exponents["exponent_params"] == pytest.approx(0.5, abs=0.02)
+
+    compute, sizes = np.geomspace(1e18, 1e21, 100), np.geomspace(2e7, 2e11, 25)
+    curves = [pd.DataFrame({"run": f"r{i}", "params": sizes[i], "flops": compute * 1.002**i}) for i in range(25)]
+    table = pd.concat(curves).assign(images=lambda t: t["flops"] / (6 * t["params"]))
+    table["loss"] = law_loss(SYMMETRIC, table["params"], table["images"])
+    found = isoflop_points(table, resamples=0)
+    assert len(found.budgets) >= 9
+    assert found.exponents["exponent_params"] == pytest.approx(0.5, abs=2e-3)
+
+    scattered = table.groupby("run").head(1).assign(flops=np.geomspace(1e18, 1e23, 25))
+    with pytest.raises(UserError, match="no FLOP budget that points of three sizes share"):
+        find_budgets(scattered)
 
 
 def test_minimum_at_the_edge_is_refused():

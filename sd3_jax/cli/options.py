@@ -11,12 +11,16 @@ _SET_HELP = "Change a field, such as model.depth=4. May be repeated."
 _RUNS_DIR_HELP = "Where the runs are kept, one directory per cell; runs/<sweep name> unless given."
 _WORKERS_HELP = "Cells at once; one on an accelerator, on CPU as many as cores, unless given."
 _RUNS_HELP = "A directory of runs."
+_SOURCE_HELP = "A directory of runs, or a CSV with columns flops, params, data (images or tokens), loss, run."
+_COLUMNS_HELP = "Headers of a CSV that have other names, such as params=N,data=D,loss=L."
 _WHERE_HELP = "Only scores of pictures drawn so, such as guidance=5. May be repeated."
 _JSON_HELP = "Write the result as JSON to this file; - for standard output."
 
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help=_EXPERIMENT_HELP)]
 SweepArgument = Annotated[str, typer.Argument(metavar="FILE", help=_SWEEP_HELP)]
 RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help=_RUNS_HELP)]
+SourceArgument = Annotated[Path, typer.Argument(metavar="RUNS|FILE.csv", help=_SOURCE_HELP)]
+ColumnsOption = Annotated[str | None, typer.Option("--columns", metavar="NAME=HEADER,...", help=_COLUMNS_HELP)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET_HELP)]
 RunsOption = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help=_RUNS_DIR_HELP)]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help=_WORKERS_HELP)]

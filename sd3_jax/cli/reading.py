@@ -7,34 +7,75 @@ from typing import Annotated, Any
 import typer
 
 from sd3_jax import overlays, terminal
-from sd3_jax.cli.options import JsonOption, RunsArgument, WhereOption
+from sd3_jax.cli.options import ColumnsOption, JsonOption, RunsArgument, SourceArgument, WhereOption
 from sd3_jax.errors import UserError
 
 
-def fit(runs: RunsArgument, json_file: JsonOption = None) -> None:
-    """Fit L = E + A / N^alpha + B / D^beta to the runs, with intervals, and predict the held-out largest depth.
+def fit(
+    source: SourceArgument,
+    law: Annotated[
+        str, typer.Option(help="power, saturating, chinchilla, equal-exponent or bnsl (a broken power law).")
+    ] = "chinchilla",
+    bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Resamples, for intervals.")] = 1000,
+    held: Annotated[
+        int | None,
+        typer.Option(
+            "--hold-out-largest",
+            min=1,
+            metavar="K",
+            help="Fit without the K largest depths (of a CSV: the K runs of most FLOPs) and predict them.",
+        ),
+    ] = None,
+    worst: Annotated[int, typer.Option("--drop-worst", min=0, metavar="K", help="Leave the K worst losses out.")] = 0,
+    group: Annotated[str, typer.Option(metavar="COLUMN", help="What is resampled as one.")] = "run",
+    breaks: Annotated[int, typer.Option(metavar="N", help="Breaks of bnsl, 1 to 3.")] = 1,
+    columns: ColumnsOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Fit a scaling law, with intervals, and predict what was held out.
+
+    L = E + A / N^alpha + B / D^beta unless another is asked for; power, saturating and bnsl are functions of FLOPs.
 
     Example: sd3-jax fit runs/figure8_cpu
+
+    Example: sd3-jax fit table.csv --columns params=N,data=D --drop-worst 5 --hold-out-largest 3 --json -
     """
     import analysis
-    from analysis import report
+    from analysis import report, robustness
 
-    table = load_runs(runs)
-    points = analysis.points_on_law(table)
-    law = analysis.fit_points(points)
-    hold_out = _hold_out(points)
-    other, cooled, curves = analysis.sensitivity(table), analysis.cooldown_ends(table), analysis.curves(points)
-    numbers = report.as_dict(law, hold_out) | {
-        "sensitivity": other.to_dict(orient="index"),
-        "cooldowns": cooled[["run", "depth", "step", "loss", "offset"]].to_dict(orient="records"),
-        "curves": {str(depth): curve._asdict() for depth, curve in curves.items()},
-    }
-    text = [analysis.describe(law, hold_out), *report.cooldown_lines(cooled), "under other choices:", other.to_string()]
-    terminal.show(text, numbers, json_file)
+    of_runs = source.is_dir()
+    table: Any = load_runs(source) if of_runs else None
+    points = analysis.points_on_law(table) if of_runs else _load_table(source, columns, group)
+    points, dropped = robustness.drop_worst(points, worst)
+    options: dict[str, Any] = {"law": law, "breaks": breaks, "group": group}
+    fitted = analysis.fit_points(points, **options, resamples=bootstrap)
+    hold_out = None
+    if held is not None:
+        hold_out = analysis.hold_out_largest(points, held, **options, resamples=bootstrap)
+    elif of_runs:
+        hold_out = _hold_out(points, **options, resamples=bootstrap)
+    numbers = report.as_dict(fitted, hold_out)
+    text = [analysis.describe(fitted, hold_out)]
+    if {"params", "images"} <= set(fitted.form.columns) and json_file != "-":
+        whole = analysis.points_on_law(table, skip=0.0) if of_runs else points  # small budgets lie early in large runs
+        compared = analysis.compare_approaches(whole, fitted, min(bootstrap, 200))
+        text += ["three approaches to the same runs:", *report.comparison_lines(compared)]
+    other = robustness.sensitivity_of_points(points, dropped, **options)
+    if of_runs:
+        other = other if worst else analysis.sensitivity(table, **options)
+        cooled, curves = analysis.cooldown_ends(table), analysis.curves(points)
+        text += report.cooldown_lines(cooled)
+        numbers |= report.details(fitted) | {
+            "sensitivity": other.to_dict(orient="index"),
+            "cooldowns": cooled[["run", "depth", "step", "loss", "offset"]].to_dict(orient="records"),
+            "curves": {str(depth): curve._asdict() for depth, curve in curves.items()},
+        }
+    terminal.show([*text, "under other choices:", other.to_string()], numbers, json_file)
 
 
 def isoflop(
-    runs: RunsArgument,
+    source: SourceArgument,
+    columns: ColumnsOption = None,
     json_file: JsonOption = None,
     figure_stem: Annotated[
         Path | None, typer.Option("--figure", metavar="STEM", help="Also draw it: STEM.png, STEM.pdf, STEM.json.")
@@ -43,15 +84,29 @@ def isoflop(
     """Find the best size at each FLOP budget, and how it grows with the budget.
 
     Example: sd3-jax isoflop runs/isoflop_cpu --figure figures/isoflop_cpu
+
+    Example: sd3-jax isoflop table.csv --json -
     """
     import analysis
     from analysis import report
+    from analysis.flags import FLAGS
 
-    table = load_runs(runs)
-    found = analysis.isoflop(table)
-    numbers = report.isoflop_numbers(found)
+    if source.is_dir():
+        table = load_runs(source)
+        found = analysis.isoflop(table)
+        numbers = report.isoflop_numbers(found)
+    elif figure_stem is not None:
+        raise UserError("--figure: only runs are drawn; of a table there is --json")
+    else:
+        points = _load_table(source, columns)
+        missing = [name for name in ("params", "flops") if name not in points]
+        if missing:
+            raise UserError(f"{source}: has no column {missing[0]}: a valley needs the sizes and FLOPs of its points")
+        found = analysis.isoflop_points(points)
+        numbers = report.isoflop_dict(found)
     lines = terminal.isoflop_lines(found.budgets, found.exponents, found.ci95)
-    terminal.show([*lines, f"intervals: {found.how}", *numbers["sentences"]], numbers, json_file)
+    sentences = [FLAGS[flag] for flag in found.flags]
+    terminal.show([*lines, f"intervals: {found.how}", *sentences], numbers, json_file)
     if figure_stem is not None:
         drawing = analysis.isoflop_figure(table)
         terminal.written(analysis.save(drawing.figure, drawing.numbers, figure_stem), json_file)
@@ -80,7 +135,7 @@ def predict(
     lines = terminal.prediction_lines(best)
     if hold_out is not None:
         lines.append(report.held_out_sentence(hold_out))
-    numbers = report.as_dict(law, hold_out)
+    numbers = report.as_dict(law, hold_out) | report.details(law)
     value = {"predictions": best.to_dict(orient="records"), "law": numbers}
     terminal.show([*lines, *numbers["sentences"]], value, json_file)
 
@@ -169,11 +224,21 @@ def load_runs(runs: Path) -> Any:
     return table
 
 
-def _hold_out(points: Any) -> Any:
+def _load_table(path: Path, columns: str | None, group: str = "run") -> Any:
+    """The points of a CSV; what was left out is said on standard error."""
+    from analysis import tables
+
+    points = tables.read_points(path, tables.parse_columns(columns), None if group == "run" else group)
+    for note in points.attrs["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    return points
+
+
+def _hold_out(points: Any, **options: Any) -> Any:
     import analysis
 
     try:
-        return analysis.hold_out_largest(points)
+        return analysis.hold_out_largest(points, **options)
     except UserError as error:  # too few depths to leave one out, which is no reason not to fit
         print(f"note: nothing is held out: {error}", file=sys.stderr)
         return None
