@@ -39,8 +39,9 @@ def final_state(run_dir: Path, step: int | None = None) -> list[np.ndarray]:
     config = records.load_config(run_dir)
     mesh = sharding.make_mesh(config.mesh, config.batch)
     shapes = jax.eval_shape(make_init(config, 8), jnp.uint32(0))
-    step = step or checkpoint.saved_steps(run_dir / "checkpoints")[-1]
-    state = checkpoint.restore(run_dir / "checkpoints", step, shapes, sharding.state_shardings(mesh, shapes))
+    folder = bucket.checkpoints(run_dir, config)
+    step = step or checkpoint.saved_steps(folder)[-1]
+    state = checkpoint.restore(folder, step, shapes, sharding.state_shardings(mesh, shapes))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
