@@ -17,7 +17,7 @@ import pytest
 from tiny import tiny
 
 from sd3_jax import config as configs
-from sd3_jax import overlays, records
+from sd3_jax import bucket, overlays, records
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import LeaseLost, UserError
 from sd3_jax.evaluation import generate
