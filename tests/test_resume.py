@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from tiny import tiny
 
-from sd3_jax import config as configs
 from sd3_jax import bucket, overlays, records
+from sd3_jax import config as configs
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import LeaseLost, UserError
 from sd3_jax.evaluation import generate
