@@ -45,7 +45,8 @@ class Saver:
 
     A checkpoint is written in a folder of ``owner``'s own, and renamed once it is whole and ``check`` has let it pass:
     a process that was taken for dead, and wakes, spoils nothing that its successor saves. In a bucket, where a rename
-    is not one act and whose runs have one worker each, Orbax marks a checkpoint as whole. ``committed`` is then called.
+    is not one act and whose runs have one worker each, Orbax marks a checkpoint as whole. Process 0 calls ``before`` as
+    one is begun.
     """
 
     def __init__(
@@ -54,10 +55,10 @@ class Saver:
         keep_steps: tuple[int, ...],
         owner: int = 0,
         check: Callable[[], None] = lambda: None,
-        committed: Callable[[], None] = lambda: None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory, self.keep_steps = _absolute(directory), frozenset(keep_steps)
-        self.check, self.committed = check, committed
+        self.check, self.before = check, before
         self.private = None if _is_bucket(directory) else self.directory / f".{owner:06d}"
         self.checkpointer = ocp.StandardCheckpointer()
         self.committing: threading.Thread | None = None
@@ -77,6 +78,7 @@ class Saver:
             return
         if jax.process_index() == 0:
             self.check()
+            self.before()
         fields = state._asdict()
         with _disk(self.directory):
             path = (self.private or self.directory) / str(step)
@@ -92,7 +94,6 @@ class Saver:
                     self.check()
                     if self.private:
                         os.rename(self.private / str(step), self.directory / str(step))
-                    self.committed()
         except Exception as error:
             self.failure = error
             if jax.process_index() == 0 and self.private:
