@@ -172,17 +172,30 @@ def _holds(path: Path) -> frozenset[str]:
 def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
     """The state saved as ``step``, onto today's shardings, whatever mesh saved it.
 
-    Raises UserError if the checkpoint cannot be read, or is not what was saved.
+    Raises UserError, in every process of a group, if one of them cannot read it, or it is not what was saved.
     """
     path = _absolute(directory) / str(step)
     held = _holds(path)
     _refuse_weights_alone(path, held)
     item = _target(shapes, shardings)._asdict()
-    if SUMS in held:  # checkpoints older than the sums have none
+    if group.agreed(SUMS in held):  # checkpoints older than the sums have none
         item |= {SUMS: _sums_of(item)}
-    with _readable(path), ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(path, item)
-    _check(path, found, step)
+    # Each process reads by itself, and none waits for another that found its part broken, until all say how it went.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix=f"of{jax.process_index()}"
+    )
+    failure = None
+    try:
+        with _readable(path), ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+            found = checkpointer.restore(path, item)
+    except UserError as error:
+        failure = error
+    group.together(failure)
+    try:
+        _check(path, found, step)
+    except UserError as error:
+        failure = error
+    group.together(failure)
     return type(shapes)(**{name: found[name] for name in shapes._fields})
 
 
@@ -199,7 +212,7 @@ def restore_newest(directory: Path, limit: int, shapes: Any, shardings: Any, set
 
     Raises UserError if there are checkpoints and not one can be restored.
     """
-    for step in sorted((step for step in saved_steps(directory) if step <= limit), reverse=True):
+    while step := group.agreed(max((step for step in saved_steps(directory) if step <= limit), default=0)):
         _refuse_weights_alone(directory / str(step), _holds(_absolute(directory) / str(step)))
         try:
             return restore(directory, step, shapes, shardings), step
@@ -208,6 +221,7 @@ def restore_newest(directory: Path, limit: int, shapes: Any, shardings: Any, set
             print(f"warning: {error}; {and_then}", file=sys.stderr, flush=True)
             if set_aside and jax.process_index() == 0:
                 _set_aside(directory, step)
+            limit = step - 1
     raise UserError(f"{directory}: no checkpoint can be restored; delete the run's directory to begin anew")
 
 
