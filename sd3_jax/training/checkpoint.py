@@ -289,7 +289,8 @@ def _readable(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if group.is_broken(error):  # nothing is wrong with the checkpoint
+        short = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)  # of memory, of open files
+        if short or group.is_broken(error):  # nothing is wrong with the checkpoint
             raise
         reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
         raise UserError(f"{path}: cannot be restored ({reason})" + (f"; {advice}" if advice else "")) from None
