@@ -1,8 +1,8 @@
 """Where a run keeps its checkpoints: in its own directory, or in a bucket that machines without a shared disk share.
 
 With ``checkpoint_root: gs://bucket/sweep`` the checkpoints of ``runs/sweep/d24-s0`` are below
-``gs://bucket/sweep/d24-s0``. Records are written locally, and copied there whole with every checkpoint; a machine that
-has none of them, or older ones, takes them from there before it goes on.
+``gs://bucket/sweep/d24-s0``. Records are written locally, and copied there whole before every checkpoint, so that there
+is none without its rows; a machine that has none of them, or older ones, takes them from there before it goes on.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ from sd3_jax import records
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
 
-RECORDS = ("config.json", "lives.jsonl", "metrics.jsonl", "evals.jsonl", "FAILED", "DONE")
+ENDS = ("FAILED", "DONE")
+RECORDS = ("config.json", "lives.jsonl", "metrics.jsonl", "evals.jsonl", *ENDS)
 
 
 def checkpoints(run_dir: Path, config: RunConfig) -> Path:
@@ -37,7 +38,7 @@ def push(run_dir: Path, config: RunConfig) -> None:
         there.mkdir(parents=True, exist_ok=True)
         for name in RECORDS:
             if (run_dir / name).exists():
-                (there / name).write_bytes((run_dir / name).read_bytes())
+                _write(there / name, (run_dir / name).read_bytes())
             elif (there / name).exists():
                 (there / name).unlink()
 
@@ -45,8 +46,10 @@ def push(run_dir: Path, config: RunConfig) -> None:
 def pull(run_dir: Path, config: RunConfig) -> None:
     """Take the records from where the checkpoints are, if the run has come further there than it has here.
 
-    Raises UserError where another run's are there.
+    If it ended here, and a kill or the network came between that and its copy, the copy is made now. Raises UserError
+    where another run's are there, and where the run's checkpoints were left where ``checkpoint_root`` was before.
     """
+    _check_place(run_dir, config)
     there = _place(run_dir, config)
     if there is None:
         return
@@ -65,6 +68,26 @@ def pull(run_dir: Path, config: RunConfig) -> None:
             for record in RECORDS:
                 if (copy / record).exists():
                     records.write_atomic(run_dir / record, (copy / record).read_bytes())
+                elif record in ENDS:  # of a shorter run, or of a life before
+                    (run_dir / record).unlink(missing_ok=True)
+        elif any((run_dir / end).exists() and not (copy / end).exists() for end in ENDS):
+            push(run_dir, config)
+
+
+def _check_place(run_dir: Path, config: RunConfig) -> None:
+    """Raises UserError where the run would begin anew and lose its rows: its checkpoints are in another place."""
+    if not (run_dir / "config.json").exists():
+        return
+    before = records.load_config(run_dir)
+    if before.checkpoint_root == config.checkpoint_root:
+        return
+    old, new = checkpoints(run_dir, before), checkpoints(run_dir, config)
+    with _reachable(old):
+        left = old.exists() and not new.exists()
+    if left:
+        raise UserError(
+            f"{run_dir}: its checkpoints are in {old}, and none in {new}: copy them, or let checkpoint_root be"
+        )
 
 
 def _place(run_dir: Path, config: RunConfig) -> Path | None:
@@ -80,10 +103,19 @@ def _place(run_dir: Path, config: RunConfig) -> Path | None:
         ) from None
 
 
+def _write(path: Path, content: bytes) -> None:
+    """An object of a bucket is replaced at once; a file is, through another."""
+    if str(path).startswith("gs://"):
+        path.write_bytes(content)
+    else:
+        records.write_atomic(path, content)
+
+
 def _progress(folder: Path) -> tuple[int, int, bool]:
+    """Rows first: a checkpoint may be of the last of them, and whoever goes on from it needs them all."""
     rows = records.read_rows(folder / "metrics.jsonl")[0]
     lives = records.read_rows(folder / "lives.jsonl")[0]
-    return len(lives), max((row.get("step", 0) for row in rows), default=0), (folder / "DONE").exists()
+    return max((row.get("step", 0) for row in rows), default=0), len(lives), (folder / "DONE").exists()
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def train(
         bucket.pull(run_dir, config)
         records.open_run(run_dir, config)
     if group.agreed(records.status(run_dir) == "done"):
-        return records.read_rows(run_dir / "DONE")[0][0]
+        return records.read_rows(run_dir / "DONE")[0][0] if writes else {}  # the others may share no disk with it
     if writes:
         (run_dir / "FAILED").unlink(missing_ok=True)
     image_flops = flops.image_flops(config)
@@ -184,9 +184,11 @@ def _resume_point(config: RunConfig, run_dir: Path, branch_from: Path | None, st
         return run_dir, newest
     if branch_from is None:
         return None, 0
-    changes = configs.difference(config, records.load_config(branch_from))
-    if [change.partition(":")[0] for change in changes] != ["optimizer.cooldown"]:
-        raise UserError(f"{branch_from}: not the same run without a cooldown ({'; '.join(changes) or 'no difference'})")
+    if jax.process_index() == 0:  # the others may share no disk with it
+        changes = configs.difference(config, records.load_config(branch_from))
+        if [change.partition(":")[0] for change in changes] != ["optimizer.cooldown"]:
+            said = "; ".join(changes) or "no difference"
+            raise UserError(f"{branch_from}: not the same run without a cooldown ({said})")
     limit = cooldown_start(config.optimizer, steps)
     parents = [step for step in checkpoint.saved_steps(bucket.checkpoints(branch_from, config)) if step <= limit]
     newest = group.agreed(parents[-1] if parents else 0)

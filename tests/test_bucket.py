@@ -78,6 +78,77 @@ def test_what_is_here_and_newer_is_kept(tmp_path: Path) -> None:
     ]
 
 
+def life(run_dir: Path, config: RunConfig, steps: int) -> None:
+    """A life that wrote so many rows from the beginning."""
+    records.open_run(run_dir, config)
+    records.append(run_dir / "lives.jsonl", {"resumed_from": 0})
+    for step in range(1, steps + 1):
+        records.append(run_dir / "metrics.jsonl", {"split": "train", "step": step})
+
+
+@pytest.mark.parametrize("end", ["DONE", "FAILED"])
+def test_an_end_that_is_past_there_is_past_here(tmp_path: Path, end: str) -> None:
+    """Another machine has made a done run longer, or tried a failed one again, and is not at its end yet."""
+    short, long = (tiny(steps=steps, checkpoint_root=str(tmp_path / "root")) for steps in (2, 4))
+    life(tmp_path / "a" / "run", short, 2)
+    records.write_atomic(tmp_path / "a" / "run" / end, "{}\n")
+    life(tmp_path / "b" / "run", long, 3)
+    bucket.push(tmp_path / "b" / "run", long)
+    bucket.pull(tmp_path / "a" / "run", long)
+    records.open_run(tmp_path / "a" / "run", long)
+    assert records.status(tmp_path / "a" / "run") == "started"
+    assert len(records.read_rows(tmp_path / "a" / "run" / "metrics.jsonl")[0]) == 3
+
+
+def test_who_goes_on_has_every_row_however_many_lives_it_had_itself(tmp_path: Path) -> None:
+    config = tiny(checkpoint_root=str(tmp_path / "root"))
+    life(tmp_path / "a" / "run", config, 2)
+    records.append(tmp_path / "a" / "run" / "lives.jsonl", {"resumed_from": 0})
+    life(tmp_path / "b" / "run", config, 3)
+    bucket.push(tmp_path / "b" / "run", config)
+    bucket.pull(tmp_path / "a" / "run", config)
+    assert len(records.read_rows(tmp_path / "a" / "run" / "metrics.jsonl")[0]) == 3
+
+
+def test_an_end_that_a_kill_kept_from_being_copied_is_copied_later(tmp_path: Path) -> None:
+    config, run_dir = tiny(checkpoint_root=str(tmp_path / "root")), tmp_path / "run"
+    life(run_dir, config, 2)
+    bucket.push(run_dir, config)
+    records.finish(run_dir, {"steps": 2})
+    bucket.pull(run_dir, config)
+    assert (tmp_path / "root" / "run" / "DONE").read_bytes() == (run_dir / "DONE").read_bytes()
+
+
+def test_no_checkpoint_is_there_without_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine is lost as soon as a checkpoint is whole: another has every row up to it."""
+    config, rename = tiny(checkpoint_root=str(tmp_path / "root")), os.rename
+
+    def lost(source: Any, target: Any) -> None:
+        rename(source, target)
+        if str(target).endswith("checkpoints/8"):
+            raise SystemError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", lost)
+        with pytest.raises(SystemError):
+            train(config, tmp_path / "a" / "d02")
+    bucket.pull(tmp_path / "b" / "d02", config)
+    assert checkpoint.saved_steps(tmp_path / "root" / "d02" / "checkpoints") == [8]
+    rows = records.read_rows(tmp_path / "b" / "d02" / "metrics.jsonl")[0]
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 9))
+
+
+def test_checkpoints_that_would_be_left_behind_are_one_clear_line(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    life(run_dir, tiny(), 3)
+    (run_dir / "checkpoints" / "3").mkdir(parents=True)
+    moved = tiny(checkpoint_root=str(tmp_path / "root"))
+    with pytest.raises(UserError, match="its checkpoints are in .*/run/checkpoints, and none in .*/root/run/checkp"):
+        bucket.pull(run_dir, moved)
+    shutil.copytree(run_dir / "checkpoints", tmp_path / "root" / "run" / "checkpoints")
+    bucket.pull(run_dir, moved)
+
+
 @pytest.mark.parametrize("root", ["bucket/folder", "gs://", "s3://bucket/folder"])
 def test_a_root_that_is_neither_is_one_clear_line(root: str) -> None:
     with pytest.raises(UserError, match=r"checkpoint_root: .* is neither gs://bucket/folder nor an absolute path"):

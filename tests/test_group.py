@@ -23,8 +23,20 @@ from sd3_jax.training import checkpoint, group
 # Parameters of the tiny model are split only if they count as large.
 MAIN = "from sd3_jax.training import sharding; sharding.SMALL = 64; from sd3_jax.cli import main; main()"
 
+# The second process alone cannot read its part of checkpoint 6.
+BROKEN = """
+import os
+from orbax.checkpoint import StandardCheckpointer as Checkpointer
+restore = Checkpointer.restore
+def broken(self, path, *rest):
+    if os.environ["SD3_JAX_PROCESS"] == "1" and path.name == "6":
+        raise ValueError("DATA_LOSS: mine")
+    return restore(self, path, *rest)
+Checkpointer.restore = broken
+"""
 
-def launch(config: RunConfig, run_dir: Path, processes: int, devices: int) -> list[subprocess.Popen]:
+
+def launch(config: RunConfig, run_dir: Path, processes: int, devices: int, before: str = "") -> list[subprocess.Popen]:
     """Processes of so many devices each, as one group."""
     path = run_dir.parent / f"{run_dir.name}-{processes}.json"
     path.write_text(json.dumps(configs.to_dict(config)))
@@ -41,7 +53,7 @@ def launch(config: RunConfig, run_dir: Path, processes: int, devices: int) -> li
             names = ("COORDINATOR", "PROCESSES", "PROCESS")
             values = (f"127.0.0.1:{port}", str(processes), str(number))
             environ |= {f"SD3_JAX_{name}": value for name, value in zip(names, values, strict=True)}
-        argv = [sys.executable, "-c", MAIN, "train", str(path), "--run", str(run_dir)]
+        argv = [sys.executable, "-c", before + MAIN, "train", str(path), "--run", str(run_dir)]
         started.append(subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     return started
 
@@ -73,6 +85,19 @@ def test_two_processes_of_four_devices_agree_with_one_of_eight_and_go_on_from_on
         assert [life["processes"] for life in records.read_rows(run_dir / "lives.jsonl")[0]] == [2, 1, 2]
         for ours, theirs in zip(final_state(run_dir), final_state(whole), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_group_of_which_one_process_finds_its_part_of_a_checkpoint_broken_falls_back_together(tmp_path: Path) -> None:
+    config = {"mesh.data": 1, "mesh.fsdp": 4, "checkpoint_seconds": 0.0}
+    run_dir = tmp_path / "run"
+    finish(launch(tiny(steps=6, **config), run_dir, 2, 2))
+    said = finish(launch(tiny(steps=8, **config), run_dir, 2, 2, BROKEN))
+    assert "set aside as broken-6" in said[0]
+    assert "DATA_LOSS: mine" in said[1]
+    assert (run_dir / "checkpoints" / "broken-6").is_dir()
+    assert [life["resumed_from"] for life in records.read_rows(run_dir / "lives.jsonl")[0]] == [0, 5]
+    assert len(losses(run_dir)) == 8
 
 
 @pytest.mark.slow

@@ -44,7 +44,8 @@ def turn(cells: Sequence[Cell], runs_dir: Path) -> int:
 
 def _turn(cells: Sequence[Cell], runs_dir: Path) -> int:
     cells, watch = by_priority(cells), Watch()
-    claim, refusal = None, UserError("the first process of the group says why")
+    claim: Claim | None = None
+    refusal: Exception = UserError("the first process of the group says why")
     with group.told_to_stop() as stop:
         for look in itertools.count(1):
             choice = _WAIT
@@ -53,7 +54,7 @@ def _turn(cells: Sequence[Cell], runs_dir: Path) -> int:
                     if look == 1:
                         prepare(cells, runs_dir)
                     choice, claim = _choose(cells, runs_dir, watch)
-                except UserError as error:
+                except (UserError, OSError) as error:  # a disk that is full or forbidden: the others must not wait
                     choice, refusal = _REFUSED, error
             choice = group.agreed(choice)
             if choice != _WAIT:

@@ -45,7 +45,8 @@ class Saver:
 
     A checkpoint is written in a folder of ``owner``'s own, and renamed once it is whole and ``check`` has let it pass:
     a process that was taken for dead, and wakes, spoils nothing that its successor saves. In a bucket, where a rename
-    is not one act and whose runs have one worker each, Orbax marks a checkpoint as whole. ``committed`` is then called.
+    is not one act and whose runs have one worker each, Orbax marks a checkpoint as whole. Process 0 calls ``before`` as
+    one is begun.
     """
 
     def __init__(
@@ -54,10 +55,10 @@ class Saver:
         keep_steps: tuple[int, ...],
         owner: int = 0,
         check: Callable[[], None] = lambda: None,
-        committed: Callable[[], None] = lambda: None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory, self.keep_steps = _absolute(directory), frozenset(keep_steps)
-        self.check, self.committed = check, committed
+        self.check, self.before = check, before
         self.private = None if _is_bucket(directory) else self.directory / f".{owner:06d}"
         self.checkpointer = ocp.StandardCheckpointer()
         self.committing: threading.Thread | None = None
@@ -77,6 +78,7 @@ class Saver:
             return
         if jax.process_index() == 0:
             self.check()
+            self.before()
         fields = state._asdict()
         with _disk(self.directory):
             path = (self.private or self.directory) / str(step)
@@ -92,7 +94,6 @@ class Saver:
                     self.check()
                     if self.private:
                         os.rename(self.private / str(step), self.directory / str(step))
-                    self.committed()
         except Exception as error:
             self.failure = error
 
@@ -169,17 +170,30 @@ def _holds(path: Path) -> frozenset[str]:
 def restore(directory: Path, step: int, shapes: Any, shardings: Any) -> Any:
     """The state saved as ``step``, onto today's shardings, whatever mesh saved it.
 
-    Raises UserError if the checkpoint cannot be read, or is not what was saved.
+    Raises UserError, in every process of a group, if one of them cannot read it, or it is not what was saved.
     """
     path = _absolute(directory) / str(step)
     held = _holds(path)
     _refuse_weights_alone(path, held)
     item = _target(shapes, shardings)._asdict()
-    if SUMS in held:  # checkpoints older than the sums have none
+    if group.agreed(SUMS in held):  # checkpoints older than the sums have none
         item |= {SUMS: _sums_of(item)}
-    with _readable(path), ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(path, item)
-    _check(path, found, step)
+    # Each process reads by itself, and none waits for another that found its part broken, until all say how it went.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix=f"of{jax.process_index()}"
+    )
+    failure = None
+    try:
+        with _readable(path), ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+            found = checkpointer.restore(path, item)
+    except UserError as error:
+        failure = error
+    group.together(failure)
+    try:
+        _check(path, found, step)
+    except UserError as error:
+        failure = error
+    group.together(failure)
     return type(shapes)(**{name: found[name] for name in shapes._fields})
 
 
@@ -196,7 +210,7 @@ def restore_newest(directory: Path, limit: int, shapes: Any, shardings: Any, set
 
     Raises UserError if there are checkpoints and not one can be restored.
     """
-    for step in sorted((step for step in saved_steps(directory) if step <= limit), reverse=True):
+    while step := group.agreed(max((step for step in saved_steps(directory) if step <= limit), default=0)):
         _refuse_weights_alone(directory / str(step), _holds(_absolute(directory) / str(step)))
         try:
             return restore(directory, step, shapes, shardings), step
@@ -205,6 +219,7 @@ def restore_newest(directory: Path, limit: int, shapes: Any, shardings: Any, set
             print(f"warning: {error}; {and_then}", file=sys.stderr, flush=True)
             if set_aside and jax.process_index() == 0:
                 _set_aside(directory, step)
+            limit = step - 1
     raise UserError(f"{directory}: no checkpoint can be restored; delete the run's directory to begin anew")
 
 
@@ -272,7 +287,8 @@ def _readable(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if group.is_broken(error):  # nothing is wrong with the checkpoint
+        short = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)  # of memory, of open files
+        if short or group.is_broken(error):  # nothing is wrong with the checkpoint
             raise
         reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
         raise UserError(f"{path}: cannot be restored ({reason})" + (f"; {advice}" if advice else "")) from None

@@ -80,6 +80,15 @@ def agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def together(failure: Exception | None) -> None:
+    """Raise ``failure``, and in every other process what says that one of the group has failed; nothing if none has."""
+    failed = failure is not None
+    if jax.process_count() > 1:
+        failed = bool(np.any(multihost_utils.process_allgather(np.int32(failed))))
+    if failed:
+        raise failure or UserError("another process of this group says why")
+
+
 def is_broken(error: BaseException) -> bool:
     """Whether an error says that a process of this group is gone, by the status that XLA and gRPC begin it with.
 
