@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from analysis import flags, solvers
@@ -50,6 +50,7 @@ class Law:
     left_out: dict[int, dict[str, float]]  # constants without each depth in turn
     reported: dict[str, bool]  # exponents that are certain to within RESOLUTION
     draws: Float[np.ndarray, "r p"]  # joint bootstrap draws of the form's constants; no rows without intervals
+    drawn: Int[np.ndarray, "r c"]  # how often each draw's resample has each unit, in the order of their names
     how: str
     failed_resamples: int
     objective: float
@@ -126,11 +127,13 @@ def fit_points(
     drawn = clusters(points[group], resamples, seed)
     number, units = len(drawn.names), "runs" if group == "run" else f"groups ({group})"
     draws, failed, how = np.zeros((0, len(chosen.constants))), 0, "no interval (none was asked for)"
+    counts = drawn.counts[:0]
     if number >= MIN_RUNS and resamples:
         enough = _distinct(size, drawn.weights) >= least
         start = best.theta[0] if chosen.warm else None
         again = solvers.solve(chosen, features, loss, weight * drawn.weights[enough], delta, start)
-        draws = chosen.linear(again.theta[np.isfinite(again.objective)])
+        good = np.isfinite(again.objective)
+        draws, counts = chosen.linear(again.theta[good]), drawn.counts[enough][good]
         failed = resamples - len(draws)
         how = f"bootstrap over {number} {units}, {resamples} resamples, {failed} failed"
     left_out = {}
@@ -156,6 +159,7 @@ def fit_points(
         left_out=left_out,
         reported={},
         draws=draws,
+        drawn=counts,
         how=how,
         failed_resamples=failed,
         objective=float(best.objective[0]),
