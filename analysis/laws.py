@@ -28,6 +28,7 @@ RANGES = ("depth", "params", "images", "flops")
 WIDEST = 1e60  # ratio of what is fitted: beyond, powers of it leave double precision
 MIN_DEPTHS = 3  # fewer sizes, or numbers of images, cannot fix an amplitude, an exponent and E
 MIN_RUNS = 6  # fewer runs cannot be resampled
+MIN_RESAMPLES = 20  # fewer have no tails
 MANY_DEPTHS = 12  # of more, none is left out in turn: the bootstrap over their runs says enough
 GAIN = 10.0  # of AICc, above which a break is one: below, chance makes as much of it
 RESOLUTION = 0.01  # an exponent that is less certain than this is given as an interval, not as a number
@@ -111,9 +112,11 @@ def fit_points(
     independent; with fewer than six there are none, and ``left_out`` shows how far the constants move without each
     depth.
 
-    Raises UserError for points too few or too alike, or if no law of this form fits.
+    Raises UserError for points too few or too alike, for 1 to 19 resamples, or if no law of this form fits.
     """
     chosen = form(law, breaks)
+    if 0 < resamples < MIN_RESAMPLES:
+        raise UserError(f"{resamples} resamples give no interval: {MIN_RESAMPLES} or more do, 0 asks for none")
     size, least = _checked(points, chosen, group)
     features, loss = chosen.features(points), points["loss"].to_numpy(float)
     cell = [name for name in ("params", "images", "flops") if name in points]

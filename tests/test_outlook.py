@@ -190,6 +190,8 @@ def test_a_table_goes_through_the_same_door(sd3):  # noqa: F811
         ("params,data,loss\n1,2,3\n", ["--flops=-1"], ["--flops: a budget is a positive number"]),
         ("params,data,loss\n1,2,3\n", ["--flops", "nan"], ["--flops: a budget is a positive number"]),
         ("flops,loss\n1e18,3\n1e19,2\n", ["--flops", "1e20"], ["needs columns params, data (images)"]),
+        ("params,data,loss\n1,2,3\n", ["--flops", "1", "--where", "guidance=3"], ["--where: is for runs"]),
+        ("flops,params,data,loss\n12,1,2,3\n", ["--flops", "1", "--bootstrap", "5"], ["5 resamples give no interval"]),
         ("data,loss\n1e18,3\n1e19,2\n", ["--flops", "1e20"], ["needs columns params"]),
     ],
 )

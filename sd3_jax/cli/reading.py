@@ -138,6 +138,8 @@ def predict(
     of_runs = source.is_dir()
     if not all(0 < budget < float("inf") for budget in flops):
         raise UserError("--flops: a budget is a positive number")
+    if where and not of_runs:
+        raise UserError("--where: is for runs, whose pictures have scores; a table has none")
     points = analysis.points_on_law(load_runs(source)) if of_runs else _load_table(source, columns)
     law = analysis.fit_points(points, resamples=bootstrap)
     found = analysis.outlook(law, points, flops, _scores(source, where) if of_runs else None)
