@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import TRUTH, law_loss, link, write_scores, write_sweep
+from synthetic import TRUTH, bench_config, law_loss, link, write_run, write_scores, write_sweep
 from test_cli import assert_one_line, sd3  # noqa: F401
 from test_isoflop import BUDGETS, SYMMETRIC, valleys
 from test_laws import CHINCHILLA, surface
@@ -153,6 +153,33 @@ def test_a_score_follows_from_the_loss_with_the_uncertainty_of_both(tmp_path):
     assert wide[1] - wide[0] > abs(alone[1] - alone[0])
     (without,) = analysis.outlook(laws.fit_points(points, resamples=0), points, [flops], scores)
     assert np.isnan(without.scores["scene-geneval"].ci95).all()
+
+
+@pytest.mark.slow
+def test_intervals_of_a_score_hold_it_as_often_as_they_say(tmp_path):
+    # 50 sweeps of eight runs that differ by 0.4 %, and a new run at twice their compute; three standard deviations.
+    inside = []
+    for k in range(50):
+        root = tmp_path / str(k)
+        for depth in range(2, 8):
+            for seed in range(3 if depth == 2 else 1):
+                name = f"d{depth}-s{seed}-{'x' * k}"  # scores draw their noise from the name
+                write_run(root, bench_config(depth, 1000 * k + seed), noise=0.003, offset=0.004, name=name)
+        write_scores(root, noise=0.006, prompts=20, chance=0.0)
+        points = analysis.points_on_law(analysis.load(root))
+        scores = analysis.load_scores(root)
+        law = laws.fit_points(points, resamples=200)
+        flops = 2 * points["flops"].max()
+        (found,) = analysis.outlook(law, points, [flops], scores[scores["name"] == "scene-geneval"])
+        offset, noise = np.random.default_rng([k, 1]).standard_normal(2) * (0.004, 0.003)
+        exact = law_loss(TRUTH, found.best["params"].value, found.best["images"].value)
+        loss = exact * (1 + offset) * (1 + noise)
+        score = found.scores["scene-geneval"]
+        ends = (found.best["loss"].ci80, found.best["loss"].ci95, score.ci80, score.ci95)
+        truth = (loss, loss, link(loss), link(loss))
+        inside.append([low <= value <= high for (low, high), value in zip(ends, truth, strict=True)])
+    for share, level in zip(np.mean(inside, axis=0), (0.80, 0.95, 0.80, 0.95), strict=True):
+        assert abs(share - level) < 3 * math.sqrt(level * (1 - level) / 50), np.mean(inside, axis=0)
 
 
 def test_the_command_says_and_writes_every_number(sd3, tmp_path):  # noqa: F811
