@@ -20,7 +20,8 @@ from analysis.frontier import envelope, implied, sizes
 from analysis.isoflop import isoflop, isoflop_points
 from analysis.laws import Law, curves, fit, fit_points
 from analysis.links import Link, fit_link
-from analysis.prediction import hold_out_largest, predict
+from analysis.outlook import outlook
+from analysis.prediction import hold_out_largest, predict, rolling
 from analysis.report import describe, rows
 from analysis.robustness import sensitivity
 from analysis.runs import cooldown_ends, load, load_train, points_on_law
@@ -53,8 +54,10 @@ __all__ = [
     "load_scores",
     "load_train",
     "points_on_law",
+    "outlook",
     "predict",
     "read_points",
+    "rolling",
     "rows",
     "save",
     "score_points",

@@ -72,12 +72,25 @@ def sizes_of(law: Law) -> Sizes:
     return sizes(law.family, 1.0, 8 * law.ranges["depth"][1])
 
 
+def sizes_in(points: pd.DataFrame, number: int = GRID) -> Sizes:
+    """Sizes from a hundredth of the smallest of a table to 10,000 times the largest; their depth is not known (nan).
+
+    FLOPs of an image (or token) over N are interpolated between the sizes of the table, and beyond them stay as at
+    the nearest.
+    """
+    ratio = (points["flops"] / points["images"] / points["params"]).groupby(points["params"]).median()
+    params = np.geomspace(ratio.index.min() / 100, ratio.index.max() * 1e4, number)
+    each = np.exp(np.interp(np.log(params), np.log(ratio.index.to_numpy(float)), np.log(ratio.to_numpy(float))))
+    return Sizes(np.full(number, np.nan), params, each * params)
+
+
 def implied(law: Law, flops: ArrayLike, family: Sizes | None = None, level: float = 0.95) -> pd.DataFrame:
     """N*(C), D*(C), L*(C): the size that minimises the law at each C, with percentile intervals from the draws.
 
     Columns: flops; depth, params, images, loss and their ``_low`` and ``_high`` (nan without draws); ``extrapolated``
-    where C, the depth or the images lie outside the data; ``at_edge`` where the minimum is at an end of the family.
-    The intervals are those of the law, not of a new run: :func:`analysis.prediction.predict` adds the residuals.
+    where C, the depth (or else N) or the images lie outside the data; ``at_edge`` where the minimum is at an end of
+    the family. The intervals are those of the law, not of a new run: :func:`analysis.prediction.predict` adds the
+    residuals.
     """
     if law.form is not CHINCHILLA:
         raise UserError(f"the law {law.form.name} says nothing of sizes: only {CHINCHILLA.name} implies a frontier")
@@ -95,7 +108,8 @@ def implied(law: Law, flops: ArrayLike, family: Sizes | None = None, level: floa
         low, high = np.quantile(drawn[name], ends, axis=0) if drawn else np.full((2, len(budgets)), np.nan)
         columns |= {f"{name}_low": low, f"{name}_high": high}
     table = pd.DataFrame(columns)
-    inside = [table[key].between(*law.ranges[key]) for key in ("flops", "depth", "images")]
+    size = "depth" if "depth" in law.ranges else "params"
+    inside = [table[key].between(*law.ranges[key]) for key in ("flops", size, "images")]
     table["extrapolated"] = ~np.logical_and.reduce(inside)
     table["at_edge"] = (position[0] <= 0) | (position[0] >= len(family.depth) - 1)
     return table

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from analysis import flags, solvers
@@ -28,6 +28,7 @@ RANGES = ("depth", "params", "images", "flops")
 WIDEST = 1e60  # ratio of what is fitted: beyond, powers of it leave double precision
 MIN_DEPTHS = 3  # fewer sizes, or numbers of images, cannot fix an amplitude, an exponent and E
 MIN_RUNS = 6  # fewer runs cannot be resampled
+MIN_RESAMPLES = 20  # fewer have no tails
 MANY_DEPTHS = 12  # of more, none is left out in turn: the bootstrap over their runs says enough
 GAIN = 10.0  # of AICc, above which a break is one: below, chance makes as much of it
 RESOLUTION = 0.01  # an exponent that is less certain than this is given as an interval, not as a number
@@ -50,6 +51,7 @@ class Law:
     left_out: dict[int, dict[str, float]]  # constants without each depth in turn
     reported: dict[str, bool]  # exponents that are certain to within RESOLUTION
     draws: Float[np.ndarray, "r p"]  # joint bootstrap draws of the form's constants; no rows without intervals
+    drawn: Int[np.ndarray, "r c"]  # how often each draw's resample has each unit, in the order of their names
     how: str
     failed_resamples: int
     objective: float
@@ -110,9 +112,11 @@ def fit_points(
     independent; with fewer than six there are none, and ``left_out`` shows how far the constants move without each
     depth.
 
-    Raises UserError for points too few or too alike, or if no law of this form fits.
+    Raises UserError for points too few or too alike, for 1 to 19 resamples, or if no law of this form fits.
     """
     chosen = form(law, breaks)
+    if 0 < resamples < MIN_RESAMPLES:
+        raise UserError(f"{resamples} resamples give no interval: {MIN_RESAMPLES} or more do, 0 asks for none")
     size, least = _checked(points, chosen, group)
     features, loss = chosen.features(points), points["loss"].to_numpy(float)
     cell = [name for name in ("params", "images", "flops") if name in points]
@@ -126,11 +130,13 @@ def fit_points(
     drawn = clusters(points[group], resamples, seed)
     number, units = len(drawn.names), "runs" if group == "run" else f"groups ({group})"
     draws, failed, how = np.zeros((0, len(chosen.constants))), 0, "no interval (none was asked for)"
+    counts = drawn.counts[:0]
     if number >= MIN_RUNS and resamples:
         enough = _distinct(size, drawn.weights) >= least
         start = best.theta[0] if chosen.warm else None
         again = solvers.solve(chosen, features, loss, weight * drawn.weights[enough], delta, start)
-        draws = chosen.linear(again.theta[np.isfinite(again.objective)])
+        good = np.isfinite(again.objective)
+        draws, counts = chosen.linear(again.theta[good]), drawn.counts[enough][good]
         failed = resamples - len(draws)
         how = f"bootstrap over {number} {units}, {resamples} resamples, {failed} failed"
     left_out = {}
@@ -156,6 +162,7 @@ def fit_points(
         left_out=left_out,
         reported={},
         draws=draws,
+        drawn=counts,
         how=how,
         failed_resamples=failed,
         objective=float(best.objective[0]),

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
+from analysis.isoflop import BUDGETS, find_budgets
 from analysis.laws import Law, fit_points
+from analysis.resampling import interval
 from sd3_jax.errors import UserError
 
 
@@ -21,18 +23,23 @@ class Prediction(NamedTuple):
 
 
 class HoldOut(NamedTuple):
-    """How well a law of the smaller depths, or of the runs of less compute, predicts the others."""
+    """How well a law of smaller depths, of runs of less compute or of lower budgets predicts what was held out."""
 
     what: str  # was held out
     depth: int | None  # where that is one depth
     points: int
-    actual: float  # loss at its last step, mean of its runs; without depths, at its most FLOPs
+    actual: float  # loss at one of its points, mean of the runs there
     predicted: float
     error: float  # predicted / actual - 1 there
     rms: float  # of log predicted - log actual over its points
     z: float  # log error over the predictive standard deviation there; nan without intervals
     covered: bool | None  # whether the 95 % interval holds the actual loss
+    ci80: tuple[float, float] | None  # of a new run's loss there
+    ci95: tuple[float, float] | None
+    covered80: bool | None
+    reach: float  # FLOPs of that point over the most of any that was fitted; nan where there are none
     law: Law
+    each: tuple["HoldOut", ...] = ()  # where several depths or runs were held out together
 
 
 def predict(law: Law, params: ArrayLike, images: ArrayLike, level: float = 0.95) -> Prediction:
@@ -44,55 +51,121 @@ def predict(law: Law, params: ArrayLike, images: ArrayLike, level: float = 0.95)
     if law.form.columns != ("params", "images"):
         raise UserError(f"the law {law.form.name} is a function of {', '.join(law.form.columns)}, not of N and D")
     n, d = np.broadcast_arrays(np.asarray(params, float), np.asarray(images, float))
-    found = _predict(law, np.stack([n.ravel(), d.ravel()]), level)
-    return Prediction(*(one.reshape(n.shape) for one in found))
+    features = np.stack([n.ravel(), d.ravel()])
+    loss = _loss(law, features)
+    low, high = np.full((2, len(loss)), np.nan)
+    if len(law.draws):
+        low, high = np.exp(np.quantile(log_draws(law, features), [(1 - level) / 2, (1 + level) / 2], axis=0))
+    return Prediction(*(one.reshape(n.shape) for one in (loss, low, high)))
 
 
 def hold_out_largest(points: pd.DataFrame, number: int = 1, **options: Any) -> HoldOut:
     """Fit without the largest depths, or without depths the runs of most FLOPs, then predict each of their points.
 
-    ``number`` of them are held out. Options are those of fit_points. Raises UserError if too few are left.
+    ``number`` of them are held out; its one point is the largest depth's last step, or without depths that of most
+    FLOPs, and ``each`` has that of every depth or run. Options are those of fit_points. Raises UserError if too few
+    are left.
     """
-    by_depth = "depth" in points
-    size = points["depth"] if by_depth else points.groupby("run")["flops"].transform("max")
-    units = points[["depth" if by_depth else "run"]].assign(size=size).drop_duplicates()
+    unit = "depth" if "depth" in points else "run"
+    size = points["depth"] if unit == "depth" else points.groupby("run")["flops"].transform("max")
+    units = points[[unit]].assign(size=size).drop_duplicates()
     if number >= len(units):
-        what = "depths" if by_depth else "runs"
-        raise UserError(f"{number} of {len(units)} {what} cannot be held out: a law needs some to be fitted to")
-    out = units.sort_values("size", kind="stable").iloc[-number:, 0]
-    is_held = points[out.name].isin(out)
-    held, rest = points[is_held], points[~is_held]
-    law = fit_points(rest, **options)
-    features = law.form.features(held)
-    predicted = _predict(law, features)
-    errors = np.log(predicted.loss) - np.log(held["loss"].to_numpy(float))
-    end = (held["step"] if "step" in held else held["images"] if by_depth else held["flops"]).to_numpy()
-    last = (end == end.max()) & (held["depth"] == held["depth"].max() if by_depth else True)
-    actual, expected = float(held["loss"].to_numpy()[last].mean()), float(predicted.loss[last][0])
-    z, covered = math.nan, None
-    if len(law.draws):
-        logs = _logs(law, features[:, last][:, :1])[:, 0]
-        z = math.log(expected / actual) / float(np.std(logs, ddof=1))
-        covered = bool(predicted.low[last][0] <= actual <= predicted.high[last][0])
-    what = f"depth {held['depth'].max()}" if by_depth else "the run of most FLOPs"
-    if number > 1:
-        what = f"the largest {number} depths" if by_depth else f"the {number} runs of most FLOPs"
-    depth = int(held["depth"].max()) if by_depth and number == 1 else None
-    rms = float(np.sqrt(np.mean(errors**2)))
-    return HoldOut(what, depth, len(held), actual, expected, expected / actual - 1, rms, z, covered, law)
+        raise UserError(f"{number} of {len(units)} {unit}s cannot be held out: a law needs some to be fitted to")
+    out = units.sort_values("size", kind="stable").iloc[-number:][unit].tolist()
+    is_held = points[unit].isin(out)
+    law = fit_points(points[~is_held], **options)
+    by = "step" if "step" in points else "images" if unit == "depth" else "flops"
+    each = []
+    for name in out:
+        own = points[points[unit] == name]
+        what = f"depth {name}" if unit == "depth" else str(name)
+        each.append(_judged(law, own, what, (own[by] == own[by].max()).to_numpy()))
+    held = points[is_held]
+    if number == 1:
+        return each[0] if unit == "depth" else each[0]._replace(what="the run of most FLOPs")
+    what = f"the largest {number} depths" if unit == "depth" else f"the {number} runs of most FLOPs"
+    last = held[unit] == out[-1]
+    at = last & (held[by] == held[by][last].max())
+    return _judged(law, held, what, at.to_numpy())._replace(depth=None, each=tuple(each))
 
 
-def _predict(law: Law, features: Float[np.ndarray, "k n"], level: float = 0.95) -> Prediction:
-    loss = np.exp(law.form.predict_log(law.form.theta(law.vector), features))
-    if not len(law.draws):
-        return Prediction(loss, np.full(loss.shape, np.nan), np.full(loss.shape, np.nan))
-    low, high = np.exp(np.quantile(_logs(law, features), [(1 - level) / 2, (1 + level) / 2], axis=0))
-    return Prediction(loss, low, high)
+def rolling(points: pd.DataFrame, **options: Any) -> tuple[HoldOut, ...]:
+    """Rolling origin: fit to all smaller depths and predict the next, for each depth in turn.
+
+    Without depths, fit to all points of lower budgets and predict those of the next; budgets are those at which the
+    points lie together, else log-spaced in FLOPs. The one point of each is that with the lowest predicted loss, so
+    the choice knows nothing of what was measured. Options are those of fit_points. Raises UserError if no origin
+    leaves enough to be fitted to.
+    """
+    found, why = [], "there is one only"
+    for what, before, here in _origins(points):
+        try:
+            law = fit_points(points[before], **options)
+        except UserError as error:
+            why = str(error)
+            continue
+        held = points[here]
+        loss = _loss(law, law.form.features(held))
+        found.append(_judged(law, held, what, np.isclose(loss, loss.min(), rtol=1e-12)))
+    if not found:
+        raise UserError(f"no depth or budget can be predicted from those below it: {why}")
+    return tuple(found)
 
 
-def _logs(law: Law, features: Float[np.ndarray, "k n"]) -> Float[np.ndarray, "r n"]:
+def log_draws(law: Law, features: Float[np.ndarray, "k n"]) -> Float[np.ndarray, "r n"]:
     """log L of a new run at features, for each draw of the law."""
     return law.form.predict_log(law.form.theta(law.draws), features) + _noise(law)[:, None]
+
+
+def _origins(points: pd.DataFrame) -> list[tuple[str, Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
+    """What is predicted, the points below it, and its own."""
+    if "depth" in points:
+        depth = points["depth"].to_numpy()
+        return [(f"depth {one}", depth < one, depth == one) for one in np.unique(depth)[1:]]
+    flops = points["flops"].to_numpy(float)
+    try:
+        budgets = np.array(find_budgets(points)[1])
+    except UserError:
+        budgets = np.geomspace(flops.min(), flops.max(), BUDGETS)
+    edges = [*np.sqrt(budgets[1:] * budgets[:-1]), math.inf]
+    cells = [(flops < low, (flops >= low) & (flops < high)) for low, high in zip(edges, edges[1:], strict=False)]
+    return [(f"{b:.3g} FLOPs", *cell) for b, cell in zip(budgets[1:], cells, strict=True) if cell[1].any()]
+
+
+def _judged(law: Law, held: pd.DataFrame, what: str, at: Bool[np.ndarray, " n"]) -> HoldOut:
+    """The law's errors on points that it did not see, and its interval at those marked, runs of one cell."""
+    features, loss = law.form.features(held), held["loss"].to_numpy(float)
+    predicted = _loss(law, features)
+    errors = np.log(predicted) - np.log(loss)
+    actual, expected = float(loss[at].mean()), float(predicted[at][0])
+    z, ci80, ci95 = math.nan, None, None
+    if len(law.draws):
+        logs = log_draws(law, features[:, at][:, :1])[:, 0]
+        z = math.log(expected / actual) / float(np.std(logs, ddof=1))
+        ci80, ci95 = (interval(np.exp(logs), level) for level in (0.80, 0.95))
+    reach = math.nan
+    if "flops" in held and "flops" in law.ranges:
+        reach = float(held["flops"].to_numpy(float)[at].mean() / law.ranges["flops"][1])
+    return HoldOut(
+        what=what,
+        depth=int(held["depth"].iloc[0]) if "depth" in held else None,
+        points=len(held),
+        actual=actual,
+        predicted=expected,
+        error=expected / actual - 1,
+        rms=float(np.sqrt(np.mean(errors**2))),
+        z=z,
+        covered=None if ci95 is None else bool(ci95[0] <= actual <= ci95[1]),
+        ci80=ci80,
+        ci95=ci95,
+        covered80=None if ci80 is None else bool(ci80[0] <= actual <= ci80[1]),
+        reach=reach,
+        law=law,
+    )
+
+
+def _loss(law: Law, features: Float[np.ndarray, "k n"]) -> Float[np.ndarray, " n"]:
+    return np.exp(law.form.predict_log(law.form.theta(law.vector), features))
 
 
 def _noise(law: Law) -> Float[np.ndarray, " r"]:

@@ -46,11 +46,10 @@ def relate(scores: pd.DataFrame, name: str, resamples: int = 1000) -> Relation:
     Raises UserError if there is no such score.
     """
     points = score_points(scores, name)
-    fitted = points.assign(se=_errors(points))
+    fitted = points.assign(se=errors(points))
     cooled = scores[(scores["name"] == name) & (scores["group"] == OVERALL) & scores["cooldown"] & scores["last"]]
     chance, ceiling = (float(points[key].astype(float).mean()) for key in ("chance", "ceiling"))
-    low = chance if math.isfinite(chance) else 0.0  # a win rate has neither chance nor ceiling
-    high = ceiling if math.isfinite(ceiling) else 1.0
+    low, high = asymptotes(points)
     correlation = link = None
     notes = []
     try:
@@ -64,14 +63,20 @@ def relate(scores: pd.DataFrame, name: str, resamples: int = 1000) -> Relation:
     return Relation(points, cooled, correlation, link, chance, ceiling, tuple(notes))
 
 
-def _errors(points: pd.DataFrame) -> pd.Series:
+def asymptotes(points: pd.DataFrame) -> tuple[float, float]:
+    """Chance and ceiling of a score; 0 and 1 of a win rate, which has neither."""
+    chance, ceiling = (float(points[key].astype(float).mean()) for key in ("chance", "ceiling"))
+    return chance if math.isfinite(chance) else 0.0, ceiling if math.isfinite(ceiling) else 1.0
+
+
+def errors(points: pd.DataFrame) -> pd.Series:
     """Standard errors to fit with, the median of the others where there is none.
 
     A score of 0 or 1 has no spread to tell its own, and a reference wins half against itself without one.
     """
-    errors = points["se"].astype(float)
-    known = errors[errors > 0]
-    return errors.where(errors > 0, float(known.median()) if len(known) else float(0.5 / points["n"].max()))
+    measured = points["se"].astype(float)
+    known = measured[measured > 0]
+    return measured.where(measured > 0, float(known.median()) if len(known) else float(0.5 / points["n"].max()))
 
 
 def draw_panel(

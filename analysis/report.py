@@ -1,6 +1,7 @@
 """A law in words and rows: what a command line prints and what lies beside a figure as JSON."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ from analysis.approaches import Comparison
 from analysis.flags import FLAGS
 from analysis.isoflop import IsoFlop
 from analysis.laws import Law
+from analysis.outlook import Outlook
 from analysis.prediction import HoldOut
 
 SYMBOLS = {"flops": "C training FLOPs", "params": "N parameters", "images": "D images"}
@@ -47,10 +49,9 @@ def describe(law: Law, hold_out: HoldOut | None = None) -> str:
     lines: list[tuple[str, ...]] = [header, *rows(law)]
     if not law.left_out:
         lines = [line[:3] + line[4:] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     symbols = ", ".join(SYMBOLS[name] for name in law.form.columns)
     text = [f"{law.form.formula}   ({symbols}, L validation loss)", ""]
-    text += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text += _aligned(lines)
     text += [
         "",
         f"{law.n_points} points of {law.n_runs} {law.units}; "
@@ -73,6 +74,66 @@ def held_out_sentence(hold_out: HoldOut) -> str:
     )
 
 
+def held_out_lines(several: Sequence[HoldOut]) -> list[str]:
+    """Each of several hold-outs in a row: what its law saw, its signed error, and whether the intervals held it."""
+    inside = {None: "-", True: "inside", False: "outside"}
+    table = [("", "fitted to", "times the FLOPs", "predicted", "measured", "error", "of 80 %", "of 95 %")]
+    table += [
+        (
+            one.what,
+            f"{one.law.n_points} points",
+            f"{one.reach:.3g}" if math.isfinite(one.reach) else "-",
+            number(one.predicted),
+            number(one.actual),
+            f"{one.error:+.2%}",
+            inside[one.covered80],
+            inside[one.covered],
+        )
+        for one in several
+    ]
+    sure = [one for one in several if one.ci95]
+    held = f"the 80 % intervals held {sum(bool(one.covered80) for one in sure)} of {len(sure)}"
+    held += f", those of 95 % {sum(bool(one.covered) for one in sure)}"
+    mean = sum(one.error for one in several) / len(several)
+    return [*_aligned(table), f"mean error {mean:+.2%}; {held if sure else 'no intervals'}"]
+
+
+def outlook_lines(found: Outlook, of_runs: bool = True) -> list[str]:
+    """What a budget would give, each quantity with its 80 % and 95 % interval."""
+    names = {"params": "parameters", "loss": "loss of a run"} | ({} if of_runs else {"images": "data"})
+    table: list[tuple[str, ...]] = [("", "best", "80 % interval", "95 % interval")]
+    for name, one in (found.best | found.scores).items():
+        spans = (_span(ends if math.isfinite(ends[0]) else None) for ends in (one.ci80, one.ci95))
+        table.append((names.get(name, name), number(one.value), *spans))
+    far = ": more than two decades beyond what the law has seen" if found.reach > 100 else ""
+    lines = [f"{found.flops:.3g} FLOPs, {found.reach:.3g} times the most of any run{far}", *_aligned(table)]
+    if found.at_edge:
+        lines.append("the best size lies at the edge of the family: it is not to be believed")
+    return lines
+
+
+def outlook_dict(found: Outlook, of_runs: bool = True) -> dict[str, Any]:
+    """An outlook for JSON, at full precision; what a table's data are is not known, so they are data, not images."""
+    names = {"images": "images" if of_runs else "data"}
+    every = {names.get(name, name): one for name, one in (found.best | found.scores).items()}
+    values = {name: one.value for name, one in every.items() if name not in found.scores}
+    return {
+        "flops": found.flops,
+        "reach": found.reach,
+        **values,
+        "scores": {name: one.value for name, one in found.scores.items()},
+        "intervals": {name: {"ci80": list(one.ci80), "ci95": list(one.ci95)} for name, one in every.items()},
+        "extrapolated": found.extrapolated,
+        "at_edge": found.at_edge,
+        "notes": list(found.notes),
+    }
+
+
+def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
 def cooldown_lines(ends: pd.DataFrame) -> list[str]:
     """What each cooldown gained over the constant rate at the same step."""
     return [f"cooldown at depth {row.depth}: {row.offset:+.4f} to {row.loss:.4f}" for row in ends.itertuples()]
@@ -92,10 +153,6 @@ def comparison_lines(comparison: Comparison) -> list[str]:
 
 def as_dict(law: Law, hold_out: HoldOut | None = None) -> dict[str, Any]:
     """The law for JSON, at full precision."""
-    held = None
-    if hold_out is not None:
-        held = hold_out._asdict() | {"z": hold_out.z if math.isfinite(hold_out.z) else None}
-        del held["law"]
     return {
         "law": law.form.name,
         "constants": {name: law.constants[name] for name in law.form.constants},
@@ -107,8 +164,16 @@ def as_dict(law: Law, hold_out: HoldOut | None = None) -> dict[str, Any]:
         "n": law.n_points,
         "residual_rms": law.residual_rms,
         "flags": list(law.flags),
-        "hold_out": held,
+        "hold_out": None if hold_out is None else held_out_dict(hold_out),
     }
+
+
+def held_out_dict(hold_out: HoldOut) -> dict[str, Any]:
+    """A hold-out for JSON, with what its law was fitted to."""
+    held = hold_out._asdict() | {"each": [held_out_dict(one) for one in hold_out.each]}
+    held |= {key: held[key] if math.isfinite(held[key]) else None for key in ("z", "reach")}
+    law = held.pop("law")
+    return held | {"fitted_points": law.n_points, "fitted_runs": law.n_runs}
 
 
 def details(law: Law) -> dict[str, Any]:

@@ -59,20 +59,6 @@ def isoflop_lines(budgets: Any, exponents: Mapping[str, float], ci95: Mapping[st
     return lines
 
 
-def prediction_lines(best: Any) -> list[str]:
-    """The best size at each budget; ``best`` is the implied frontier with ``reach`` and the interval of a new run."""
-    lines = []
-    for row in best.itertuples():
-        interval = f" (95 % interval of a run {row.loss_low:.4f} to {row.loss_high:.4f})"
-        edge = "; the best size lies at the edge of the family" if row.at_edge else ""
-        lines.append(
-            f"{row.flops:.3g} FLOPs, {row.reach:.3g} times the most of any run: depth {row.depth:.1f}, "
-            f"{row.params:.3g} parameters, {row.images:.3g} images, "
-            f"loss {row.loss:.4f}{interval if math.isfinite(row.loss_low) else ''}{edge}"
-        )
-    return lines
-
-
 def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     """Scores of pictures: of one system task by task, of several one a line; with what chance and truth would score."""
     systems = dict.fromkeys((row["run"], row.get("step")) for row in rows)

@@ -121,7 +121,7 @@ def test_a_reference_against_itself_weighs_no_more_than_others(root, tmp_path):
     records.write_rows(path, [row | ({"se": 0.0} if row["name"] == "proxy-preference" else {}) for row in rows])
     relation = quality.relate(load_scores(other), "proxy-preference", resamples=20)
     assert (relation.points["se"] == 0).any()  # drawn as it is
-    errors = quality._errors(relation.points)  # and fitted so
+    errors = quality.errors(relation.points)  # and fitted so
     assert (errors > 0).all()
     assert errors[relation.points["run"] == "d02-s0"].max() == pytest.approx(errors.median(), rel=0.5)
 

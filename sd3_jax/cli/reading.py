@@ -7,7 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from sd3_jax import overlays, terminal
-from sd3_jax.cli.options import ColumnsOption, JsonOption, RunsArgument, SourceArgument, WhereOption
+from sd3_jax.cli.options import (
+    BootstrapOption,
+    ColumnsOption,
+    HeldOption,
+    JsonOption,
+    RunsArgument,
+    SourceArgument,
+    WhereOption,
+)
 from sd3_jax.errors import UserError
 
 
@@ -16,16 +24,8 @@ def fit(
     law: Annotated[
         str, typer.Option(help="power, saturating, chinchilla, equal-exponent or bnsl (a broken power law).")
     ] = "chinchilla",
-    bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Resamples, for intervals.")] = 1000,
-    held: Annotated[
-        int | None,
-        typer.Option(
-            "--hold-out-largest",
-            min=1,
-            metavar="K",
-            help="Fit without the K largest depths (of a CSV: the K runs of most FLOPs) and predict them.",
-        ),
-    ] = None,
+    bootstrap: BootstrapOption = 1000,
+    held: HeldOption = None,
     worst: Annotated[int, typer.Option("--drop-worst", min=0, metavar="K", help="Leave the K worst losses out.")] = 0,
     group: Annotated[str, typer.Option(metavar="COLUMN", help="What is resampled as one.")] = "run",
     breaks: Annotated[int, typer.Option(metavar="N", help="Breaks of bnsl, 1 to 3.")] = 1,
@@ -113,31 +113,56 @@ def isoflop(
 
 
 def predict(
-    runs: RunsArgument,
+    source: SourceArgument,
     flops: Annotated[list[float], typer.Option(help="Training FLOPs to be spent, C = 3F x images. May be repeated.")],
+    bootstrap: BootstrapOption = 1000,
+    held: HeldOption = None,
+    roll: Annotated[
+        bool, typer.Option("--rolling", help="Also fit to all below each depth (of a CSV: budget), and predict it.")
+    ] = False,
+    where: WhereOption = None,
+    columns: ColumnsOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Predict the best depth, images and loss at a budget not yet spent.
+    """Predict the best size, images, loss and scores at a budget not yet spent, with 80 % and 95 % intervals.
 
-    Example: sd3-jax predict runs/figure8_cpu --flops 1e14
+    Scores of runs that sd3-jax evaluate judged follow from the loss; one resample of the runs refits both.
+
+    Example: sd3-jax predict runs/figure8_cpu --flops 1e13 --rolling
+
+    Example: sd3-jax predict table.csv --flops 1e22 --hold-out-largest 3 --json -
     """
     import analysis
     from analysis import report
 
+    of_runs = source.is_dir()
     if not all(0 < budget < float("inf") for budget in flops):
         raise UserError("--flops: a budget is a positive number")
-    points = analysis.points_on_law(load_runs(runs))
-    law = analysis.fit_points(points)
-    hold_out = _hold_out(points)
-    best = analysis.implied(law, flops)
-    new = analysis.predict(law, best["params"], best["images"])
-    best = best.assign(loss_low=new.low, loss_high=new.high, reach=best["flops"] / law.ranges["flops"][1])
-    lines = terminal.prediction_lines(best)
+    if where and not of_runs:
+        raise UserError("--where: is for runs, whose pictures have scores; a table has none")
+    points = analysis.points_on_law(load_runs(source)) if of_runs else _load_table(source, columns)
+    law = analysis.fit_points(points, resamples=bootstrap)
+    found = analysis.outlook(law, points, flops, _scores(source, where) if of_runs else None)
+    hold_out = None
+    if held is not None:
+        hold_out = analysis.hold_out_largest(points, held, resamples=bootstrap)
+    elif of_runs:
+        hold_out = _hold_out(points, resamples=bootstrap)
+    rolled = analysis.rolling(points, resamples=min(bootstrap, 200)) if roll else ()
+    lines = [line for one in found for line in report.outlook_lines(one, of_runs)]
     if hold_out is not None:
         lines.append(report.held_out_sentence(hold_out))
+        lines += report.held_out_lines(hold_out.each) if hold_out.each else []
+    if rolled:
+        lines += ["each predicted from those below it:", *report.held_out_lines(rolled)]
     numbers = report.as_dict(law, hold_out) | report.details(law)
-    value = {"predictions": best.to_dict(orient="records"), "law": numbers}
-    terminal.show([*lines, *numbers["sentences"]], value, json_file)
+    value = {
+        "predictions": [report.outlook_dict(one, of_runs) for one in found],
+        "rolling": [report.held_out_dict(one) for one in rolled],
+        "law": numbers,
+    }
+    notes = dict.fromkeys(note for one in found for note in one.notes)
+    terminal.show([*lines, *notes, *numbers["sentences"]], value, json_file)
 
 
 def correlate(
@@ -241,4 +266,17 @@ def _hold_out(points: Any, **options: Any) -> Any:
         return analysis.hold_out_largest(points, **options)
     except UserError as error:  # too few depths to leave one out, which is no reason not to fit
         print(f"note: nothing is held out: {error}", file=sys.stderr)
+        return None
+
+
+def _scores(runs: Path, where: list[str] | None) -> Any:
+    """The scores of the runs' pictures; None where there are none, unless some were asked for."""
+    import analysis
+
+    try:
+        return analysis.load_scores(runs, setting=overlays.parse_assignments(where or []))
+    except UserError as error:
+        if where:
+            raise
+        print(f"note: no score is predicted: {error}", file=sys.stderr)
         return None
