@@ -5,6 +5,7 @@ With ``checkpoint_root: gs://bucket/sweep`` the checkpoints of ``runs/sweep/d24-
 is none without its rows; a machine that has none of them, or older ones, takes them from there before it goes on.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import cast
 from sd3_jax import config as configs
 from sd3_jax import records
 from sd3_jax.config import RunConfig
-from sd3_jax.errors import UserError
+from sd3_jax.errors import Stopped, UserError
 
 ENDS = ("FAILED", "DONE")
+_PASSING = re.compile(
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|TransportError|ServerDisconnected|Connect(ion|or)|[Tt]ime(d )?out|\b50[0234]\b"
+)
 RECORDS = ("config.json", "lives.jsonl", "metrics.jsonl", "evals.jsonl", *ENDS)
 
 
@@ -74,6 +78,13 @@ def pull(run_dir: Path, config: RunConfig) -> None:
             push(run_dir, config)
 
 
+def refuse_passing(there: Path, error: Exception) -> None:
+    """Raises Stopped for an error of the network between us and a bucket: nothing is wrong with the run."""
+    said = f"{type(error).__name__}: {error}"
+    if str(there).startswith("gs://") and _PASSING.search(said):
+        raise Stopped(f"{there}: cannot be reached now ({said[:200]}); the same command goes on") from None
+
+
 def _check_place(run_dir: Path, config: RunConfig) -> None:
     """Raises UserError where the run would begin anew and lose its rows: its checkpoints are in another place."""
     if not (run_dir / "config.json").exists():
@@ -120,9 +131,10 @@ def _progress(folder: Path) -> tuple[int, int, bool]:
 
 @contextmanager
 def _reachable(there: Path) -> Iterator[None]:
-    """Whatever a network and its client raise, in one line."""
+    """Whatever a network and its client raise, in one line: Stopped for what may pass, else UserError."""
     try:
         yield
     except Exception as error:
+        refuse_passing(there, error)
         reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
         raise UserError(f"{there}: cannot be reached ({reason})") from None

@@ -20,7 +20,7 @@ from tiny import tiny
 from sd3_jax import bucket, records
 from sd3_jax import config as configs
 from sd3_jax.config import RunConfig
-from sd3_jax.errors import UserError
+from sd3_jax.errors import Stopped, UserError
 from sd3_jax.train import train
 from sd3_jax.training import checkpoint
 
@@ -147,6 +147,22 @@ def test_checkpoints_that_would_be_left_behind_are_one_clear_line(tmp_path: Path
         bucket.pull(run_dir, moved)
     shutil.copytree(run_dir / "checkpoints", tmp_path / "root" / "run" / "checkpoints")
     bucket.pull(run_dir, moved)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError("peer"), TimeoutError("read"), ValueError("UNAVAILABLE: x"), RuntimeError("HTTP 503")],
+)
+def test_a_network_that_fails_for_a_moment_fails_no_cell(error: Exception) -> None:
+    with (
+        pytest.raises(Stopped, match="cannot be reached now .* the same command goes on"),
+        bucket._reachable("gs://bucket/run"),
+    ):
+        raise error
+    with pytest.raises(UserError, match="cannot be reached"), bucket._reachable("gs://bucket/run"):
+        raise PermissionError("Forbidden")
+    with pytest.raises(UserError, match="cannot be reached"), bucket._reachable("/a/disk"):
+        raise error
 
 
 @pytest.mark.parametrize("root", ["bucket/folder", "gs://", "s3://bucket/folder"])

@@ -20,6 +20,7 @@ from sd3_jax.sweep.status import EXIT_STOPPED
 
 EXIT_AGAIN = 43  # of a turn: its cell has ended, and there may be another
 EXIT_BROKEN = 44  # of a turn: another of its processes is gone
+STEADY_SECONDS = 1800.0  # of a turn that came some way before it broke
 MOST_BROKEN = 3  # turns in a row, before the launcher is asked to start all hosts anew
 
 
@@ -32,6 +33,7 @@ def supervise(turn: Sequence[str], runs_dir: Path) -> int:
     broken = 0
     with stoppable():
         while True:
+            began = time.monotonic()
             process = subprocess.Popen(turn, stdin=subprocess.DEVNULL, env=environ, start_new_session=True)
             try:
                 status = process.wait()
@@ -43,7 +45,8 @@ def supervise(turn: Sequence[str], runs_dir: Path) -> int:
                 return status
             if status < 0:  # its own end, or JAX's, which ends the processes of a group that has lost one
                 print(f"a process of this group was ended by {signal.Signals(-status).name}", file=sys.stderr)
-            broken = 0 if status == EXIT_AGAIN else broken + 1
+            steady = status == EXIT_AGAIN or time.monotonic() - began > STEADY_SECONDS
+            broken = (status != EXIT_AGAIN) + (0 if steady else broken)
             if broken == MOST_BROKEN:
                 raise Stopped(
                     f"a group broke {broken} times in a row; the same command goes on from the last checkpoint"

@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import jax
@@ -95,10 +95,11 @@ def _train(cell: Cell, runs_dir: Path, claim: Claim | None) -> None:
                 raise
             if not isinstance(error, UserError):
                 traceback.print_exc()
+            why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            _say(own, f"{run_dir}: {why}")
             if own:
-                own.check()  # who has lost the run says that instead
-                why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                records.fail(run_dir, " ".join(why.split())[:500], own.check)
+                with suppress(OSError, LeaseLost):  # the reason may be a full disk
+                    records.fail(run_dir, " ".join(why.split())[:500], own.check)
 
 
 def _say(own: lease.Lease | None, line: str) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from sd3_jax import bucket
 from sd3_jax.errors import UserError
 from sd3_jax.training import group
 from sd3_jax.training.checksums import checksums, differing
@@ -144,6 +145,7 @@ def _disk(directory: Path) -> Iterator[None]:
     except (ValueError, RuntimeError, OSError) as error:
         if group.is_broken(error):
             raise
+        bucket.refuse_passing(directory, error)
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"{directory}: cannot save a checkpoint ({reason}); the last good one is kept") from None
 
@@ -290,5 +292,6 @@ def _readable(path: Path, advice: str = "") -> Iterator[None]:
         short = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)  # of memory, of open files
         if short or group.is_broken(error):  # nothing is wrong with the checkpoint
             raise
+        bucket.refuse_passing(path, error)
         reason = (str(error).partition("\n")[0] or type(error).__name__)[:200]
         raise UserError(f"{path}: cannot be restored ({reason})" + (f"; {advice}" if advice else "")) from None
