@@ -89,7 +89,7 @@ def main(
 ) -> None:
     """Time both sides and compare their objectives."""
     points = table()
-    fit_points(points, resamples=10)  # imports and allocations
+    fit_points(points, resamples=20)  # imports and allocations
     law, ours = timed(lambda: fit_points(points, delta=DELTA, resamples=0), REPEATS)
     _, bootstrap = timed(lambda: fit_points(points, delta=DELTA, resamples=resamples), REPEATS)
     grid = list(itertools.product(*GRID))
