@@ -202,6 +202,7 @@ def test_a_flipped_byte_gives_the_right_numbers_or_the_checkpoint_before_and_is_
     assert fallen_back
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_what_was_saved_are_never_drawn_with(finished: Path, tmp_path: Path) -> None:
     config = records.load_config(finished)
     broken = tmp_path / "run"
@@ -222,6 +223,7 @@ def test_weights_that_are_not_what_was_saved_are_never_drawn_with(finished: Path
     assert caught
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(tiny(steps=8), whole)
