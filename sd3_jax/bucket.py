@@ -33,6 +33,11 @@ def checkpoints(run_dir: Path, config: RunConfig) -> Path:
     return (there or run_dir.absolute()) / "checkpoints"
 
 
+def is_bucket(place: Path | str) -> bool:
+    """Whether a place is in a bucket, where an object is written at once, and no folder is renamed so."""
+    return str(place).startswith("gs://")
+
+
 def push(run_dir: Path, config: RunConfig) -> None:
     """Copy the records to where the checkpoints are, and drop there what is here no more."""
     there = _place(run_dir, config)
@@ -81,7 +86,7 @@ def pull(run_dir: Path, config: RunConfig) -> None:
 def refuse_passing(there: Path, error: Exception) -> None:
     """Raises Stopped for an error of the network between us and a bucket: nothing is wrong with the run."""
     said = f"{type(error).__name__}: {error}"
-    if str(there).startswith("gs://") and _PASSING.search(said):
+    if is_bucket(there) and _PASSING.search(said):
         raise Stopped(f"{there}: cannot be reached now ({said[:200]}); the same command goes on") from None
 
 
@@ -116,7 +121,7 @@ def _place(run_dir: Path, config: RunConfig) -> Path | None:
 
 def _write(path: Path, content: bytes) -> None:
     """An object of a bucket is replaced at once; a file is, through another."""
-    if str(path).startswith("gs://"):
+    if is_bucket(path):
         path.write_bytes(content)
     else:
         records.write_atomic(path, content)

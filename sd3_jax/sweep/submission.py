@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd3_jax import hardware, records
+from sd3_jax import bucket, hardware, records
 from sd3_jax.errors import UserError
 from sd3_jax.experiments import find_sweep
 from sd3_jax.hardware import Hardware
@@ -133,7 +133,7 @@ def command(submission: Submission, cells: str | None = None) -> list[str]:
 
 def has_bucket(submission: Submission) -> bool:
     """Whether every cell keeps its checkpoints and records in a bucket, so that no directory need be shared."""
-    return all(cell.config.checkpoint_root.startswith("gs://") for cell in spec.load(find_sweep(submission.file)))
+    return all(bucket.is_bucket(cell.config.checkpoint_root) for cell in spec.load(find_sweep(submission.file)))
 
 
 def parts(submission: Submission, shared: bool) -> list[str | None]:

@@ -29,16 +29,12 @@ def saved_steps(directory: Path) -> list[int]:
     """Steps with a committed checkpoint, ascending. (Orbax itself takes an empty stray folder for one.)"""
     if not directory.is_dir():
         return []
-    mark = COMMITTED if _is_bucket(directory) else "_CHECKPOINT_METADATA"
+    mark = COMMITTED if bucket.is_bucket(directory) else "_CHECKPOINT_METADATA"
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and (path / mark).exists())
 
 
 def _absolute(path: Path) -> Path:
-    return path if _is_bucket(path) else path.absolute()
-
-
-def _is_bucket(path: Path) -> bool:
-    return str(path).startswith("gs://")
+    return path if bucket.is_bucket(path) else path.absolute()
 
 
 class Saver:
@@ -60,7 +56,7 @@ class Saver:
     ) -> None:
         self.directory, self.keep_steps = _absolute(directory), frozenset(keep_steps)
         self.check, self.before = check, before
-        self.private = None if _is_bucket(directory) else self.directory / f".{owner:06d}"
+        self.private = None if bucket.is_bucket(directory) else self.directory / f".{owner:06d}"
         self.checkpointer = ocp.StandardCheckpointer()
         self.committing: threading.Thread | None = None
         self.failure: Exception | None = None
@@ -227,7 +223,7 @@ def restore_newest(directory: Path, limit: int, shapes: Any, shardings: Any, set
 
 def _set_aside(directory: Path, step: int) -> None:
     """Keep a broken checkpoint for whoever wants to look at it, but as none."""
-    if _is_bucket(directory):
+    if bucket.is_bucket(directory):
         (directory / str(step) / COMMITTED).rename(directory / str(step) / "broken.txt")
     else:
         aside = directory / f"broken-{step}"
