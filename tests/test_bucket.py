@@ -37,6 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_another_machine_goes_on_from_what_is_shared(undisturbed: Path, tmp_path: Path) -> None:
     root = {"checkpoint_root": str(tmp_path / "root")}
     first, second, third = (tmp_path / machine / "d02" for machine in ("a", "b", "c"))

@@ -180,6 +180,7 @@ def test_a_fresh_model_says_zero_and_its_blocks_are_the_identity() -> None:
     np.testing.assert_allclose(ours, apply(without, fewer), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_unroll_and_remat_change_nothing_but_the_program() -> None:
     model = dataclasses.replace(MODEL, depth=4, dual_attention=(0, 1, 3))
     params, arguments = random_params(model), inputs(model)
@@ -197,6 +198,7 @@ def test_unroll_and_remat_change_nothing_but_the_program() -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), gradient(**settings), plain)
 
 
+@pytest.mark.slow
 def test_each_remat_policy_keeps_less_than_the_one_before() -> None:
     model = dataclasses.replace(MODEL, depth=9, latent_size=16)
     arguments = inputs(model, batch=8, height=16, width=16)

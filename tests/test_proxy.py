@@ -209,6 +209,7 @@ def right_and_noisy(n: int, sd: float) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return as_png(images), as_png(noisy), np.asarray(jax.vmap(scenes.caption_words)(many))
 
 
+@pytest.mark.slow
 def test_a_brief_training_already_prefers_clean_pictures_to_noise() -> None:
     params, report = trained()
     reward = proxy.make_reward(params, CONFIG.data)
