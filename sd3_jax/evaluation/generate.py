@@ -127,7 +127,7 @@ def make_draw(config: RunConfig, mesh: Mesh, sampler: Sampler, size: scenes.Size
     height, width = (side // data.downsample for side in size or (data.image_size, data.image_size))
     shape = (height, width, config.model.latent_channels)
     grid = samplers.GRIDS[sampler.grid](sampler.steps, sampler.shift, config.flow)
-    first = samplers.first_time(config.flow)
+    first, _ = samplers.span(config.flow)
 
     def velocity_given(params: Any, *text: Any) -> objectives.Velocity:
         return objectives.velocity_of(lambda z, t: model.apply({"params": params}, z, t, *text), config.flow)

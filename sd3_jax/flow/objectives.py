@@ -141,8 +141,8 @@ def _ask(
     """The network's output at z = a x0 + b eps, scaled and timed as it is used to."""
     a, b, r, s = _norms(a, b, flow)
     if flow.prediction == "F":
-        noise = -paths.log_snr(jnp.clip(t, LEAST, 1 - LEAST), flow) / 8  # c_noise, a quarter of log sigma
-        return network(z / _wide(s, z), noise)
+        inside = t if flow.path == "linear" else jnp.clip(t, LEAST, 1 - LEAST)  # where log sigma is finite
+        return network(z / _wide(s, z), -paths.log_snr(inside, flow) / 8)  # c_noise, a quarter of log sigma
     return network(z if flow.path == "rf" else z / _wide(r, z), t)
 
 

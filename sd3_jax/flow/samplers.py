@@ -20,17 +20,22 @@ from sd3_jax.flow.objectives import Velocity
 def time_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRAIGHT) -> Float[Array, " steps+1"]:
     """Times from noise to 0, equidistant before the resolution shift (paper section 5.3.2).
 
-    They begin at 1, or where the formulation's own path does.
+    From where the formulation's own path begins to where it ends, and where that is short of 0, from there to 0 in the
+    last step: the network is asked at no log-SNR at which it was not trained.
     """
-    first = first_time(flow)
-    first = first / (shift - (shift - 1) * first)  # which the shift brings back
-    return timesteps.shift(jnp.linspace(first, 0.0, steps + 1), shift)
+    first, last = (time / (shift - (shift - 1) * time) for time in span(flow))  # which the shift brings back
+    return timesteps.shift(_down(first, last, steps), shift)
 
 
 def own_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRAIGHT) -> Float[Array, " steps+1"]:
-    """Times that are equidistant in the time of the formulation's own path, which is 0 to 1 in training."""
-    _, b = paths.shares(jnp.linspace(paths.ends(flow)[1], 0.0, steps + 1), flow)
-    return timesteps.shift(jnp.where(jnp.arange(steps + 1) < steps, b, 0.0), shift)
+    """The same, equidistant in the time of the formulation's own path, whose 0 to 1 training draws from."""
+    low, high = paths.ends(flow)
+    times = _down(high, low, steps) if span(flow)[1] == 0 else jnp.append(jnp.linspace(high, low, steps), low)
+    return timesteps.shift(paths.shares(times, flow)[1].at[-1].set(0), shift)
+
+
+def _down(first: float, last: float, steps: int) -> Float[Array, " steps+1"]:
+    return jnp.linspace(first, last, steps + 1) if last == 0 else jnp.append(jnp.linspace(first, last, steps), 0.0)
 
 
 def scheduler_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRAIGHT) -> Float[Array, " steps+1"]:
@@ -41,13 +46,16 @@ def scheduler_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRA
     last = shift / (1000 + shift - 1)
     times = np.linspace(1.0, last, steps)  # float64 throughout, as there
     times = shift * times / (1 + (shift - 1) * times)
-    return jnp.asarray(np.append(times * first_time(flow), 0.0), jnp.float32)
+    first, least = span(flow)
+    return jnp.asarray(np.append(np.clip(times, least, first), 0.0), jnp.float32)
 
 
-def first_time(flow: FlowConfig) -> float:
-    """Where on the straight path a formulation's own path begins: 1 if in pure noise."""
+def span(flow: FlowConfig) -> tuple[float, float]:
+    """Where on the straight path a formulation's own path begins and ends: 1 and 0 if in pure noise and pure data."""
+    low, high = paths.ends(flow)
     with jax.ensure_compile_time_eval():
-        return float(paths.shares(jnp.float32(paths.ends(flow)[1]), flow)[1])
+        first, last = (float(paths.shares(jnp.float32(t), flow)[1]) for t in (high, low))
+    return first, last
 
 
 def begin(noise: Float[Array, "b h w c"], first: float) -> Float[Array, "b h w c"]:
@@ -74,7 +82,10 @@ def euler(velocity: Velocity, noise: Float[Array, "b h w c"], grid: Float[Array,
 
 
 def heun(velocity: Velocity, noise: Float[Array, "b h w c"], grid: Float[Array, " n"]) -> Float[Array, "b h w c"]:
-    """Heun's method: the mean of the velocities at both ends of a step. Second order, at two evaluations a step."""
+    """Heun's method: the mean of the velocities at both ends of a step. Second order, at two evaluations a step.
+
+    The step to t = 0 is Euler's, as Karras et al. (2022) have it: nothing is asked of a network about pure data.
+    """
     return integrate(velocity, noise, grid, "heun")[0]
 
 
@@ -100,7 +111,7 @@ def _euler_step(velocity: Velocity, z: Any, t: Any, t_next: Any) -> Any:
 def _heun_step(velocity: Velocity, z: Any, t: Any, t_next: Any) -> Any:
     here = velocity(z, jnp.full(z.shape[0], t))
     there = velocity(z + (t_next - t) * here, jnp.full(z.shape[0], t_next))
-    return (t_next - t) * (here + there) / 2
+    return (t_next - t) * jnp.where(t_next > 0, (here + there) / 2, here)
 
 
 METHODS: dict[str, Callable[..., Any]] = {"euler": _euler_step, "heun": _heun_step}
