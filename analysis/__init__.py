@@ -19,6 +19,7 @@ from analysis.correlation import Correlation, correlate
 from analysis.diagnostics import held_out_figure, levels_figure, residual_figure
 from analysis.drawing import save
 from analysis.figures import figure8
+from analysis.formulations import formulations_figure
 from analysis.frontier import envelope, implied, sizes
 from analysis.isoflop import isoflop, isoflop_points
 from analysis.laws import Law, curves, fit, fit_points
@@ -49,6 +50,7 @@ __all__ = [
     "fit",
     "fit_link",
     "fit_points",
+    "formulations_figure",
     "frontier_figure",
     "geneval_by_depth",
     "held_out_figure",

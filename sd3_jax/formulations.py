@@ -66,6 +66,52 @@ def members() -> tuple[str, ...]:
     return tuple(name_of(flow) for flow in _members().values())
 
 
+def describe(flow: FlowConfig) -> dict[str, str]:
+    """A formulation in words: its path, what is predicted, the weight of the noise's error, and the density of t.
+
+    The weight is w_t of the paper's loss -(1/2) E w_t lambda'_t ||eps_hat - eps||^2 over uniform t (equation 7), with
+    pi(t) the density that t is drawn from instead, and lambda' the log-SNR's derivative.
+
+    >>> describe(FlowConfig(density="uniform"))["weight"]
+    't / (1 - t)'
+    """
+    noise = {
+        "rf": "t / (1 - t)",
+        "cosine": "tan(pi t / 2)",
+        "edm": f"exp({flow.log_sigma_mean:g} + {flow.log_sigma_scale:g} Phi^-1(t))",
+        "linear": "(b / a of LDM's 1,000 betas)",
+    }[flow.path]
+    path = {
+        "rf": "(1 - t) x0 + t eps",
+        "cosine": "cos(pi t / 2) x0 + sin(pi t / 2) eps",
+        "linear": "a x0 + b eps, a^2 = prod (1 - beta), LDM's 1,000 betas",
+    }.get(flow.path if flow.prediction != "F" else "F", f"x0 + {noise} eps")
+    predicted = {"velocity": "eps - x0" if flow.path == "rf" else "dz/dt", "eps": "eps", "v": "a eps - b x0"}
+    of_eps = "-2 / lambda'"
+    weights = {
+        "eps": {"cosine": "sech(lambda / 2) / pi"}.get(flow.path, of_eps),
+        "v": {"cosine": "2 exp(-lambda / 2) / pi", "rf": f"{of_eps} (1 + exp(-lambda))"}.get(
+            flow.path, f"{of_eps} / a^2"
+        ),
+        "velocity": {"rf": "t / (1 - t)"}.get(flow.path, "-(1/2) lambda' b^2"),
+        "F": f"{of_eps} (1 + {flow.data_scale**-2:g} exp(-lambda))",
+    }
+    weight = weights[flow.prediction if flow.weight == "own" else flow.weight]
+    drawn = {
+        "uniform": "uniform",
+        "logit-normal": f"logit-normal, m = {flow.mean:g}, s = {flow.scale:g}",
+        "mode": f"mode, s = {flow.mode_scale:.6g}",
+        "cosmap": "CosMap",
+    }[flow.density]
+    return {
+        "name": name_of(flow),
+        "z": path,
+        "predicts": predicted.get(flow.prediction, f"F, sigma_data = {flow.data_scale:g}"),
+        "weight": weight if flow.density == "uniform" else f"pi(t) {weight}",
+        "t": drawn,
+    }
+
+
 def _flow(name: str) -> FlowConfig:
     """The formulation of a name that is not one of the 61."""
     plain: dict[str, Any] = {"density": "uniform"}

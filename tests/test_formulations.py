@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 
 import jax
@@ -11,7 +12,7 @@ import optax
 import pytest
 from scipy import stats
 
-from sd3_jax import formulations, overlays
+from sd3_jax import cli, formulations, overlays
 from sd3_jax.config import FlowConfig
 from sd3_jax.errors import UserError
 from sd3_jax.flow import objectives, paths, samplers, timesteps
@@ -320,7 +321,7 @@ MEAN, DEVIATION = np.array([0.7, -0.4]), np.array([0.4, 1.3])
 
 
 def optimum(flow: FlowConfig):
-    """What the best network says of data N(MEAN, DEVIATION^2), by its own input and time alone, in the paper's terms."""
+    """What the best network says of data N(MEAN, DEVIATION^2), by its input and time alone, in the paper's terms."""
 
     def network(z, time):
         if flow.prediction == "F":
@@ -452,3 +453,38 @@ def test_a_formulation_trains_and_samples_to_the_optimum(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_formulation_trains_and_samples_to_the_optimum(name: str) -> None:
     check_trained(name)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_lists_them_and_draws_their_densities(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["formulations", "--json", "-", "--plot", str(tmp_path / "flows")])
+    assert stopped.value.code == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == [*ALL]
+    assert all(set(row) == {"name", "z", "predicts", "weight", "t"} and all(row.values()) for row in rows)
+    drawn = json.loads((tmp_path / "flows.json").read_text())
+    assert (tmp_path / "flows.png").read_bytes().startswith(b"\x89PNG")
+    for name, curve in drawn["densities"]["lognorm"].items():  # each is a density, and of what it says
+        assert np.trapezoid(curve["density"], curve["t"]) == pytest.approx(1, abs=0.03)
+        np.testing.assert_allclose(
+            curve["density"], timesteps.pdf(jnp.float32(curve["t"]), ALL[name]), rtol=1e-3, atol=1e-6
+        )
+    for name in ("rf", "v/cos", "edm(-1.20, 1.20)"):
+        spread = drawn["spreads"][name]
+        assert -np.trapezoid(spread["density"], spread["log_snr"]) == pytest.approx(1, abs=0.02)
+
+
+def test_the_command_takes_names_and_refuses_others_in_a_line(capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["formulations", "rf/mode(1.29)", "v/cos"])
+    assert stopped.value.code == 0
+    assert "2 formulations" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["formulations", "rf/mode(5)"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "sd3-jax: error: flow: 'rf/mode(5)': s = 5 is out of range; valid: -1 to 1.75194\n"
+    )

@@ -12,7 +12,7 @@ import absl.logging  # noqa: F401  its logger has a class of its own, if it is m
 import typer
 
 import sd3_jax
-from sd3_jax.cli import converting, pictures, reading, sweeps, training
+from sd3_jax.cli import converting, flows, pictures, reading, sweeps, training
 from sd3_jax.errors import LeaseLost, RunFailed, Stopped, UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 COMMANDS = (
     training.train,
     training.scenes,
+    flows.formulations,
     pictures.sample,
     pictures.evaluate,
     converting.convert,
