@@ -187,6 +187,7 @@ def _correlation(found: Correlation) -> dict[str, Any]:
         "partial_given_log_flops": _estimate(found.partial),
         "partial_given_log_flops_and_steps": _estimate(found.beyond),
         "within_depths": _estimate(found.within),
+        "within_each_depth": {str(depth): value for depth, value in found.within_depths.items()},
         "order": found.monotone_last._asdict(),
         "order_all_points": found.monotone_every._asdict(),
         "held_out": None if held is None else {k: v for k, v in held._asdict().items() if k != "link"},
@@ -201,7 +202,8 @@ def _correlation(found: Correlation) -> dict[str, Any]:
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "ci95": [estimate.low, estimate.high], "p": estimate.p}
+    found = {"value": estimate.value, "ci95": [estimate.low, estimate.high], "p": estimate.p}
+    return found | ({"closed95": list(estimate.closed)} if math.isfinite(estimate.closed[0]) else {})
 
 
 def describe(name: str, relation: Relation) -> list[str]:
@@ -215,7 +217,9 @@ def describe(name: str, relation: Relation) -> list[str]:
         rows |= {f"pearson given log C, {found.n_points} points": found.partial}
         rows |= {"pearson given log C and log steps": found.beyond, "pearson within depths": found.within}
         lines += [
-            f"  {key:38} {_span(_estimate(value))}" + (f", p = {value.p:.2g}" if math.isfinite(value.p) else "")
+            f"  {key:38} {_span(_estimate(value))}"
+            + (f", p = {value.p:.2g}" if math.isfinite(value.p) else "")
+            + (", closed form [{:.2f}, {:.2f}]".format(*value.closed) if math.isfinite(value.closed[0]) else "")
             for key, value in rows.items()
             if math.isfinite(value.value)
         ]
