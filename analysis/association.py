@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import optimize, stats
 
 EXACT = 9  # points up to which all n! orders are counted
 PERMUTATIONS = 19_999  # drawn above that
@@ -55,6 +55,8 @@ class Monotone(NamedTuple):
     resolved: int  # whose scores differ by more than SIGMA paired standard errors
     violations: int  # of these, where the lower loss has the lower score
     worst: float  # z of the lowest, negative where the order is violated
+    residual: float  # weighted rms of the scores about the best function that never rises with the loss
+    noise: float  # what their standard errors alone would have it at most: their rms with the same weights
 
 
 def correlations(
@@ -153,7 +155,8 @@ def monotone(
     """Differences of scores between all pairs of points, in standard errors paired by prompt.
 
     Var sum_i w_i d_i = sum_groups n / (n - 1) sum_i (w_i (d_i - mean d))^2, prompts drawn within their group. It is
-    the noise of prompts only: losses are taken as exact, and seeds of training differ by more.
+    the noise of prompts only: losses are taken as exact, and seeds of training differ by more. Weights of the residual
+    are 1 / variance; a score without spread, as 0 and 1 are, gets the median of the others' variances.
     """
     covariance = np.zeros((len(loss), len(loss)))
     for one in np.unique(group):
@@ -163,13 +166,32 @@ def monotone(
             covariance += len(w) / (len(w) - 1) * apart @ apart.T
     low, high = np.argwhere(np.subtract.outer(loss, loss) < 0).T
     if not len(low):
-        return Monotone(0, 0, 0, math.nan)
+        return Monotone(0, 0, 0, math.nan, math.nan, math.nan)
     value, variance = by_prompt @ weight, np.diag(covariance)
     gain = value[low] - value[high]
     gain[np.abs(gain) < 1e-12] = 0
     se = np.sqrt(np.maximum(variance[low] + variance[high] - 2 * covariance[low, high], 1e-24))
     z = gain / se
-    return Monotone(len(z), int((np.abs(z) > SIGMA).sum()), int((z < -SIGMA).sum()), float(z.min()))
+    order = int((np.abs(z) > SIGMA).sum()), int((z < -SIGMA).sum()), float(z.min())
+    known = variance[variance > 1e-24]
+    weights = 1 / np.where(variance > 1e-24, variance, np.median(known)) if len(known) else np.ones(len(value))
+    noise = math.sqrt(len(value) / weights.sum()) if len(known) else 0.0
+    return Monotone(len(z), *order, isotonic_residual(loss, value, weights), noise)
+
+
+def isotonic_residual(
+    loss: Float[np.ndarray, " m"], value: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"]
+) -> float:
+    """Weighted rms of values about the best function that never rises with the loss (one value where losses tie).
+
+    >>> isotonic_residual(np.array([1.0, 2.0, 3.0]), np.array([0.9, 0.3, 0.5]), np.ones(3))  # 0.9, 0.4, 0.4
+    0.0816...
+    """
+    losses, place = np.unique(loss, return_inverse=True)
+    total = np.bincount(place, weights)
+    means = np.bincount(place, weights * value) / total
+    best = optimize.isotonic_regression(means, weights=total, increasing=False).x[place]
+    return math.sqrt(float(np.average((value - best) ** 2, weights=weights)))
 
 
 def _orders(n: int) -> Int[np.ndarray, "f n"]:

@@ -19,6 +19,8 @@ FLAGS = {
     "gradient not small": "The gradient at the optimum is not small: the fit has not converged.",
     "several optima": "Other constants fit within 1 % as well: the data do not choose between them.",
     "resamples failed": "Over a fifth of the resamples could not be fitted: intervals are of the rest.",
+    "resamples choose between optima": "Over a fifth of the resamples ended lower than the optimum near that of "
+    "all points: there are many, a few starts each may miss the lowest, and intervals may be too narrow.",
     "too few depths": "Fewer than five depths: five constants are hardly determined by them.",
     "trend in residuals": "Residuals of neighbouring FLOPs share their sign: they are not independent, or the form "
     "is not quite the right one.",
@@ -39,6 +41,7 @@ REFUSING = {
     "gradient not small",
     "several optima",
     "resamples failed",
+    "resamples choose between optima",
     "too few depths",
     "mixed schedules",
     "mixed FLOP definitions",

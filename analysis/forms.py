@@ -30,7 +30,7 @@ class Form(NamedTuple):
     starts: Callable  # (log features, log L, weights, number) -> thetas, best first
     bounds: Callable  # (log features, log L) -> lowest and highest theta
     shift: Callable  # (theta, centre, scale) -> theta of features x exp(centre), losses x exp(scale)
-    warm: bool = False  # whether resamples start at the point estimate, as starts of their own are dear
+    rough: bool = False  # whether it has many optima: a resample has several starts, the point estimate among them
     simpler: "Form | None" = None  # the same law without its last break
     derive: Callable[[dict], dict] = lambda _: {}  # what follows from the constants
 
@@ -96,7 +96,7 @@ def _broken(breaks: int) -> Form:
         evaluate=broken.evaluate,
         shift=broken.shift,
         simpler=_broken(breaks - 1) if breaks > 1 else SATURATING,
-        warm=True,
+        rough=True,
         **rules,
     )
 

@@ -130,11 +130,11 @@ def fit_points(
     drawn = clusters(points[group], resamples, seed)
     number, units = len(drawn.names), "runs" if group == "run" else f"groups ({group})"
     draws, failed, how = np.zeros((0, len(chosen.constants))), 0, "no interval (none was asked for)"
+    elsewhere = 0.0
     counts = drawn.counts[:0]
     if number >= MIN_RUNS and resamples:
         enough = _distinct(size, drawn.weights) >= least
-        start = best.theta[0] if chosen.warm else None
-        again = solvers.solve(chosen, features, loss, weight * drawn.weights[enough], delta, start)
+        again, elsewhere = solvers.refits(chosen, features, loss, weight * drawn.weights[enough], delta, best.theta[0])
         good = np.isfinite(again.objective)
         draws, counts = chosen.linear(again.theta[good]), drawn.counts[enough][good]
         failed = resamples - len(draws)
@@ -178,7 +178,7 @@ def fit_points(
         family=next(iter(points.attrs["configs"].values())).model if points.attrs.get("configs") else None,
         flags=(),
     )
-    found = replace(found, flags=_flags(found, points, best, len(sizes)))
+    found = replace(found, flags=_flags(found, points, best, len(sizes), elsewhere))
     return replace(found, reported={name: _is_resolved(found, name) for name in chosen.exponents})
 
 
@@ -238,7 +238,7 @@ def _floats(named: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in named.items()}
 
 
-def _flags(law: Law, points: pd.DataFrame, best: solvers.Solution, sizes: int) -> tuple[str, ...]:
+def _flags(law: Law, points: pd.DataFrame, best: solvers.Solution, sizes: int, elsewhere: float) -> tuple[str, ...]:
     names, features = list(law.form.constants), law.form.features(points)
     logs = np.array([name in law.form.logs for name in names])
     bounded = best.at_bound[0] & ~logs
@@ -255,6 +255,7 @@ def _flags(law: Law, points: pd.DataFrame, best: solvers.Solution, sizes: int) -
             "optimum equals start": bool(best.moved[0] < 1e-12),
             "gradient not small": law.grad_norm > 1e-4,
             "several optima": bool(apart),
+            "resamples choose between optima": elsewhere > flags.FAILED,
             "resamples failed": law.failed_resamples > flags.FAILED * (law.failed_resamples + len(law.draws)),
             "too few depths": "params" in law.form.columns and sizes < 5,
             "trend in residuals": flags.has_trend(law.residuals, along.to_numpy(float)),

@@ -47,8 +47,9 @@ def outlook(
     """The best size at each budget for a joint law of these points, with the loss of a new run, and its scores.
 
     Intervals of the size are those of the law; those of the loss hold the residuals of the points too; those of a
-    score the constants of its link, prompts, and what scatter about the link the prompts do not explain. The noise
-    of the pictures that a new run would be judged by is not in them.
+    score the constants of its link, prompts, and what scatter about the link the prompts do not explain. They are of
+    the score that is to be expected: the noise of the pictures that a new run would be judged by is not in them. That
+    of the old pictures is in the runs that are drawn and in the prompts, so intervals are wide rather than narrow.
 
     Raises UserError for a law that says nothing of sizes, or budgets that are not positive.
     """

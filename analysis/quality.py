@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import links, propagation
-from analysis.association import Estimate
+from analysis import links, propagation, strength
+from analysis.association import Estimate, Monotone
 from analysis.correlation import FLAGS, Correlation, correlate
 from analysis.drawing import plain_log_ticks
 from analysis.links import Link
 from analysis.scores import OVERALL, score_points
+from analysis.strength import Line
 from sd3_jax.errors import UserError
 
 PREFERENCE = "proxy-preference"
@@ -38,16 +39,17 @@ class Relation(NamedTuple):
     chance: float
     ceiling: float  # nan where there is none
     notes: tuple[str, ...]
+    strengths: tuple[Line, ...] = ()  # of a preference
 
 
-def relate(scores: pd.DataFrame, name: str, resamples: int = 1000) -> Relation:
-    """The correlation of a score with the loss, and the link between them with chance as its floor.
+def relate(scores: pd.DataFrame, name: str, resamples: int = 1000, task: str = OVERALL) -> Relation:
+    """The correlation of a score, overall or of a task, with the loss, and the link with chance as its floor.
 
     Raises UserError if there is no such score.
     """
-    points = score_points(scores, name)
+    points = score_points(scores, name, task)
     fitted = points.assign(se=errors(points))
-    cooled = scores[(scores["name"] == name) & (scores["group"] == OVERALL) & scores["cooldown"] & scores["last"]]
+    cooled = scores[(scores["name"] == name) & (scores["group"] == task) & scores["cooldown"] & scores["last"]]
     chance, ceiling = (float(points[key].astype(float).mean()) for key in ("chance", "ceiling"))
     low, high = asymptotes(points)
     correlation = link = None
@@ -60,7 +62,15 @@ def relate(scores: pd.DataFrame, name: str, resamples: int = 1000) -> Relation:
         link = links.fit_link(points["loss"], points["value"], fitted["se"], lo=low, hi=high)
     except UserError as error:
         notes.append(f"{name}: no link: {error}")
-    return Relation(points, cooled, correlation, link, chance, ceiling, tuple(notes))
+    strengths = []
+    if name == PREFERENCE and task == OVERALL:
+        readings = (lambda: strength.of_elo(scores, resamples), lambda: strength.of_wins(points, resamples))
+        for reading in readings:
+            try:
+                strengths.append(reading())
+            except UserError as error:
+                notes.append(f"{name}: no line of strengths: {error}")
+    return Relation(points, cooled, correlation, link, chance, ceiling, tuple(notes), tuple(strengths))
 
 
 def asymptotes(points: pd.DataFrame) -> tuple[float, float]:
@@ -163,6 +173,7 @@ def numbers(name: str, relation: Relation) -> dict[str, Any]:
             "flags": list(link.flags),
             "why": link.why,
         },
+        "strengths": [one._asdict() for one in relation.strengths],
         "notes": list(relation.notes),
     }
 
@@ -176,7 +187,9 @@ def _correlation(found: Correlation) -> dict[str, Any]:
         "partial_given_log_flops": _estimate(found.partial),
         "partial_given_log_flops_and_steps": _estimate(found.beyond),
         "within_depths": _estimate(found.within),
+        "within_each_depth": {str(depth): value for depth, value in found.within_depths.items()},
         "order": found.monotone_last._asdict(),
+        "order_all_points": found.monotone_every._asdict(),
         "held_out": None if held is None else {k: v for k, v in held._asdict().items() if k != "link"},
         "n_depths": found.n_depths,
         "n_points": found.n_points,
@@ -189,7 +202,8 @@ def _correlation(found: Correlation) -> dict[str, Any]:
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "ci95": [estimate.low, estimate.high], "p": estimate.p}
+    found = {"value": estimate.value, "ci95": [estimate.low, estimate.high], "p": estimate.p}
+    return found | ({"closed95": list(estimate.closed)} if math.isfinite(estimate.closed[0]) else {})
 
 
 def describe(name: str, relation: Relation) -> list[str]:
@@ -203,7 +217,9 @@ def describe(name: str, relation: Relation) -> list[str]:
         rows |= {f"pearson given log C, {found.n_points} points": found.partial}
         rows |= {"pearson given log C and log steps": found.beyond, "pearson within depths": found.within}
         lines += [
-            f"  {key:38} {_span(_estimate(value))}" + (f", p = {value.p:.2g}" if math.isfinite(value.p) else "")
+            f"  {key:38} {_span(_estimate(value))}"
+            + (f", p = {value.p:.2g}" if math.isfinite(value.p) else "")
+            + (", closed form [{:.2f}, {:.2f}]".format(*value.closed) if math.isfinite(value.closed[0]) else "")
             for key, value in rows.items()
             if math.isfinite(value.value)
         ]
@@ -213,12 +229,18 @@ def describe(name: str, relation: Relation) -> list[str]:
                 f"  depth {held.depth} held out: predicted {held.predicted:.3f} [{held.low:.3f}, {held.high:.3f}], "
                 f"measured {held.actual:.3f}"
             )
+        lines += [_order("one point a depth", found.monotone_last), _order("all points", found.monotone_every)]
         lines += [f"  {flag}: {FLAGS[flag]}" for flag in found.flags]
     if link is not None:
         constants = ", ".join(f"{key} = {value:.4g} ± {link.se[key]:.2g}" for key, value in link.constants.items())
         lines.append(f"  link loss -> score: {link.kind}, {constants}")
         lines += [f"  {flag}: {links.FLAGS[flag]}" for flag in link.flags]
-    return lines
+    return lines + strength.describe(relation.strengths)
+
+
+def _order(which: str, found: Monotone) -> str:
+    text = f"  {f'order, {which}':38} {found.violations} of {found.pairs} pairs violate it beyond 2 standard errors"
+    return text + f"; rms about the best monotone function {found.residual:.4f}, standard error {found.noise:.4f}"
 
 
 def caption(drawn: list[dict[str, Any]], setting: Mapping[str, Any], width: int) -> str:

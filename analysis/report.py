@@ -51,7 +51,7 @@ def describe(law: Law, hold_out: HoldOut | None = None) -> str:
         lines = [line[:3] + line[4:] for line in lines]
     symbols = ", ".join(SYMBOLS[name] for name in law.form.columns)
     text = [f"{law.form.formula}   ({symbols}, L validation loss)", ""]
-    text += _aligned(lines)
+    text += aligned(lines)
     text += [
         "",
         f"{law.n_points} points of {law.n_runs} {law.units}; "
@@ -95,7 +95,7 @@ def held_out_lines(several: Sequence[HoldOut]) -> list[str]:
     held = f"the 80 % intervals held {sum(bool(one.covered80) for one in sure)} of {len(sure)}"
     held += f", those of 95 % {sum(bool(one.covered) for one in sure)}"
     mean = sum(one.error for one in several) / len(several)
-    return [*_aligned(table), f"mean error {mean:+.2%}; {held if sure else 'no intervals'}"]
+    return [*aligned(table), f"mean error {mean:+.2%}; {held if sure else 'no intervals'}"]
 
 
 def outlook_lines(found: Outlook, of_runs: bool = True) -> list[str]:
@@ -106,7 +106,7 @@ def outlook_lines(found: Outlook, of_runs: bool = True) -> list[str]:
         spans = (_span(ends if math.isfinite(ends[0]) else None) for ends in (one.ci80, one.ci95))
         table.append((names.get(name, name), number(one.value), *spans))
     far = ": more than two decades beyond what the law has seen" if found.reach > 100 else ""
-    lines = [f"{found.flops:.3g} FLOPs, {found.reach:.3g} times the most of any run{far}", *_aligned(table)]
+    lines = [f"{found.flops:.3g} FLOPs, {found.reach:.3g} times the most of any run{far}", *aligned(table)]
     if found.at_edge:
         lines.append("the best size lies at the edge of the family: it is not to be believed")
     return lines
@@ -129,7 +129,8 @@ def outlook_dict(found: Outlook, of_runs: bool = True) -> dict[str, Any]:
     }
 
 
-def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as lines, their columns under each other."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
 

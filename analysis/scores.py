@@ -69,8 +69,8 @@ def load_scores(path: str | Path, unfinished: bool = False, setting: Mapping[str
     return joined
 
 
-def score_points(scores: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The overall score of every evaluated point at a constant rate, as :func:`analysis.correlate` takes it.
+def score_points(scores: pd.DataFrame, name: str, task: str = OVERALL) -> pd.DataFrame:
+    """A score, overall or of one task, of every point at a constant rate, as :func:`analysis.correlate` takes it.
 
     by_prompt, weight and group are the prompts of all its tasks, in one order for all points: the mean over them
     with these weights is the overall score, each task having the same weight whatever the number of its prompts.
@@ -78,14 +78,13 @@ def score_points(scores: pd.DataFrame, name: str) -> pd.DataFrame:
     Raises UserError if no such score is there, if the points do not share their prompts, or for several backbones.
     """
     check_one_backbone(scores)
-    own = scores[(scores["name"] == name) & (scores["phase"] != "cooldown") & ~scores["cooldown"]]
-    if own["phase"].eq("fine-tune").nunique() > 1:
-        raise UserError("some runs began from weights and others did not: analyse them in directories of their own")
-    overall = own[own["group"] == OVERALL].reset_index(drop=True)
+    own = constant_rate(scores, name)
+    overall = own[own["group"] == task].reset_index(drop=True)
     there = sorted(scores.loc[scores["group"] != OVERALL, "name"].unique())
     if name not in there or overall.empty:
-        raise UserError(f"no score {name!r} with prompts of its own; there are {', '.join(there)}")
-    tasks = own[(own["group"] != OVERALL) & ~own["group"].str.endswith(UNSEEN)]
+        of = "" if task == OVERALL else f" of a task {task!r}"
+        raise UserError(f"no score {name!r}{of} with prompts of its own; there are {', '.join(there)}")
+    tasks = own[own["group"].isin(task_names(own) if task == OVERALL else [task])]
     parts = {point: part.sort_values("group") for point, part in tasks.groupby(["run", "step"])}
     columns: dict[str, list[Any]] = {"by_prompt": [], "weight": [], "group": []}
     for point in zip(overall["run"], overall["step"], strict=True):
@@ -99,6 +98,19 @@ def score_points(scores: pd.DataFrame, name: str) -> pd.DataFrame:
     if len({len(values) for values in columns["by_prompt"]}) > 1:
         raise UserError(f"the runs' scores {name!r} are of different prompts: evaluate them with the same settings")
     return overall.assign(**{key: pd.Series(values, dtype=object) for key, values in columns.items()})
+
+
+def constant_rate(scores: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A score's rows at a constant rate. Raises UserError where some runs began from weights and others did not."""
+    own = scores[(scores["name"] == name) & (scores["phase"] != "cooldown") & ~scores["cooldown"]]
+    if own["phase"].eq("fine-tune").nunique() > 1:
+        raise UserError("some runs began from weights and others did not: analyse them in directories of their own")
+    return own
+
+
+def task_names(rows: pd.DataFrame) -> list[str]:
+    """The tasks whose mean an overall score is, in order."""
+    return sorted(group for group in set(rows["group"]) - {OVERALL} if not group.endswith(UNSEEN))
 
 
 def _read(found: Found) -> tuple[list[dict[str, Any]], list[str]]:

@@ -14,6 +14,8 @@ from analysis.forms import Form
 
 ITERATIONS = 400
 STALLED = 14  # steps in a row without gain that end a fit
+OWN_STARTS = 4  # of each resample of a form with many optima
+LOWER = 1e-3  # share of the objective by which another optimum must be lower to be one
 CHUNK = 20_000  # entries (problem, point) that are in memory at once: a processor's cache, not its memory
 
 
@@ -38,6 +40,31 @@ def solve(
     """The fit of each row of ``weights``, from its own start, or all from one."""
     ends = _ends(form, features, loss, weights, delta, 1, start)
     return Solution(*(field[:, 0] for field in ends))
+
+
+def refits(
+    form: Form,
+    features: Float[np.ndarray, "k n"],
+    loss: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, "r n"],
+    delta: float,
+    near: Float[np.ndarray, " p"],
+) -> tuple[Solution, float]:
+    """The fit of each row of ``weights``, and the share of rows whose own starts end lower than the start ``near``.
+
+    A form with many optima is fitted from its own starts and from ``near``. From there alone, of simulated broken laws
+    of one break up to 15 % of the resamples ended above their lowest optimum, of two breaks 60 %, whose intervals of
+    a loss beyond the data were 0.4 to 0.8 times as wide.
+    """
+    if not form.rough:
+        return solve(form, features, loss, weights, delta), 0.0
+    warm = solve(form, features, loss, weights, delta, near)
+    ends = _ends(form, features, loss, weights, delta, OWN_STARTS)
+    best = (np.arange(len(weights)), ends.objective.argmin(axis=1))
+    lower = ends.objective[best] < (1 - LOWER) * warm.objective
+    for old, new in zip(warm, ends, strict=True):
+        old[lower] = new[best][lower]
+    return warm, float(lower.mean()) if len(lower) else 0.0
 
 
 def optima(

@@ -165,7 +165,8 @@ def link(loss):
 
 def write_scores(root: Path, noise: float = 0.02, earlier: int = 2, prompts: int = 5, **changes) -> Path:
     """Scores of every finished run under ``root``, at its last validation and ``earlier`` ones before, as evaluate
-    writes them: each task with its prompts, and the unweighted mean over tasks. ``noise`` is that of a prompt."""
+    writes them: each task with its prompts, and the unweighted mean over tasks. ``noise`` is the standard deviation
+    of a prompt's score about the link's, where that is so far from 0 and 1."""
     for run_dir in records.find_runs(root):
         rows, _ = records.read_rows(run_dir / "metrics.jsonl")
         points = [row for row in rows if row["split"] == "validation" and row["weights"] == "ema"]
@@ -185,7 +186,7 @@ def _score_rows(name, tasks, point, noise, prompts, rng, changes):
     rows, values, errors = [], [], []
     for number, task in enumerate(tasks):
         images = [1 + (k + number) % 3 for k in range(prompts)]
-        own = np.clip(link(point["loss"]) + noise * rng.standard_normal(prompts), 0, 1)
+        own = _about(link(point["loss"]), noise, prompts, rng)
         value = float(np.average(own, weights=images))
         error = float(np.std(own, ddof=1) / math.sqrt(prompts))
         rows.append(
@@ -197,6 +198,11 @@ def _score_rows(name, tasks, point, noise, prompts, rng, changes):
     total = {"n": sum(row["n"] for row in rows), "prompts": prompts * len(tasks)}
     mean = {"value": float(np.mean(values)), "se": float(np.linalg.norm(errors) / len(errors))}
     return [*rows, {**common, "group": "overall", **mean, **total, **extra, "by_prompt": [], "images_by_prompt": []}]
+
+
+def _about(mean, noise, number, rng):
+    """Scores of exactly this mean, spread evenly: to cut normal ones at 0 and 1 moves the mean."""
+    return mean + min(math.sqrt(3) * noise, mean, 1 - mean) * rng.uniform(-1, 1, number)
 
 
 def write_pictures(root: Path, prompts: int = 3, size: int = 8) -> Path:

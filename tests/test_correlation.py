@@ -314,6 +314,34 @@ def test_order_is_judged_by_paired_differences():
     assert association.monotone(loss[:2], np.stack([easy, easy + 0.02]), weight, group).resolved == 1
 
 
+def test_the_isotonic_residual_is_that_of_the_max_min_formula():
+    # Barlow et al. 1972: the fit at i is the max over j <= i of the min over k >= i of the weighted mean of j..k.
+    rng = np.random.default_rng(3)
+    for m in (2, 5, 12):
+        loss, value, weights = rng.random(m), rng.random(m), rng.random(m) + 0.1
+        order = np.argsort(-loss)  # scores rise along it
+        y, w = value[order], weights[order]
+        mean = [
+            [np.average(y[j : k + 1], weights=w[j : k + 1]) if k >= j else np.nan for k in range(m)] for j in range(m)
+        ]
+        best = np.array([max(min(mean[j][i:]) for j in range(i + 1)) for i in range(m)])
+        expected = math.sqrt(np.average((y - best) ** 2, weights=w))
+        assert association.isotonic_residual(loss, value, weights) == pytest.approx(expected, abs=1e-12)
+    assert association.isotonic_residual(np.array([2.0, 1, 0]), np.array([0.1, 0.1, 0.7]), np.ones(3)) == 0
+    ties = association.isotonic_residual(np.array([1.0, 1.0]), np.array([0.2, 0.6]), np.array([3.0, 1.0]))
+    assert ties == pytest.approx(math.sqrt(0.75 * 0.1**2 + 0.25 * 0.3**2))  # one value for one loss: 0.3
+
+
+def test_the_isotonic_residual_of_noise_is_no_larger_than_the_noise():
+    found = correlate(sweep(depths=8, prompts=300, seed=3), resamples=0).monotone_every
+    assert 0 < found.residual < found.noise
+    odd = sweep(depths=8, prompts=300, seed=3)
+    worse = correlate(odd.assign(loss=odd["loss"].to_numpy()[::-1]), resamples=0).monotone_every
+    assert worse.residual > 3 * worse.noise
+    sure = association.monotone(np.array([0.5, 0.4]), np.ones((2, 4)), np.full(4, 0.25), np.zeros(4, int))
+    assert (sure.residual, sure.noise) == (0, 0)  # no score has a spread
+
+
 def test_violated_order_is_flagged():
     table = sweep(depths=5, steps=1, prompts=300)
     assert "order violated" not in correlate(table, resamples=0).flags

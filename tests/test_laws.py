@@ -274,6 +274,31 @@ def test_a_bend_is_seen_in_the_residuals_of_laws_without_one():
     assert "break not identified" in straight.flags
 
 
+def test_a_resample_of_a_broken_law_finds_its_own_optimum():
+    # From the point estimate alone several resamples stay in a worse optimum: each against the best of 16 own starts.
+    points = against_flops(lambda c: broken(c, 1.2, 20.0, 0.05, (0.15, 1e18, 0.5)), (15, 21), noise=0.02, seed=2)
+    points["run"] = np.repeat(np.arange(12), 5)
+    form, loss = forms.form("bnsl"), points["loss"].to_numpy()
+    features, weights = form.features(points), resampling.clusters(points["run"], 30, seed=2).weights.astype(float)
+    near = solvers.optima(form, features, loss, np.ones(len(loss)), 1e-3).theta[0]
+    best = [solvers.optima(form, features, loss, row, 1e-3).objective[0] for row in weights]
+    warm = solvers.solve(form, features, loss, weights, 1e-3, near).objective
+    found, elsewhere = solvers.refits(form, features, loss, weights, 1e-3, near)
+    assert (found.objective <= warm).all()
+    assert elsewhere == (found.objective < (1 - solvers.LOWER) * warm).mean()
+    stuck = [(one > 1.001 * np.array(best)).mean() for one in (warm, found.objective)]
+    assert stuck[1] <= 0.05 < stuck[0], stuck
+    residual = np.log(loss) - form.predict_log(found.theta, features)
+    size = np.minimum(np.abs(residual), 1e-3)
+    np.testing.assert_allclose((weights * size * (np.abs(residual) - size / 2)).sum(axis=1), found.objective, rtol=1e-9)
+
+
+def test_resamples_that_choose_between_optima_are_flagged():
+    points = against_flops(lambda c: broken(c, 1.2, 2e2, 0.05, (0.15, 1e20, 0.5)), noise=0.005)
+    assert "resamples choose between optima" in laws.fit_points(points, "bnsl", resamples=40, breaks=2).flags
+    assert "resamples choose between optima" not in laws.fit_points(points, "bnsl", resamples=40).flags
+
+
 def test_flops_counted_in_two_ways_are_flagged():
     points = surface(CHINCHILLA[0], noise=0.002)
     far = surface(CHINCHILLA[0], sizes=5)

@@ -213,6 +213,14 @@ def test_the_words_hold_the_numbers(scores):
     assert f"{found.partial.value:.2f}" in text
     assert f"predicted {found.held_out.predicted:.3f}" in text
     assert all(f"  {flag}: " in text for flag in (*found.flags, *relation.link.flags))
+    low, high = found.last.pearson.closed
+    reach = 1.959964 / math.sqrt(found.n_depths - 3)  # Fisher's z
+    z = math.atanh(found.last.pearson.value)
+    assert (low, high) == pytest.approx((math.tanh(z - reach), math.tanh(z + reach)), abs=1e-6)
+    assert f"closed form [{low:.2f}, {high:.2f}]" in text
+    written = quality.numbers("scene-compbench", relation)["correlation"]
+    assert written["last"]["pearson"]["closed95"] == [low, high]
+    assert written["within_each_depth"].keys() == {str(depth) for depth in found.within_depths}
 
 
 def test_the_committed_sweep_says_what_the_readme_says():

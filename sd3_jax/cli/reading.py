@@ -185,15 +185,19 @@ def correlate(
         list[str] | None, typer.Option(metavar="NAME", help="Of which score; of all unless given. May be repeated.")
     ] = None,
     where: WhereOption = None,
+    by_task: Annotated[
+        bool, typer.Option("--by-task", help="Also each task of a score, p-values corrected for asking of several.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Does the validation loss predict the scores of pictures? Rank correlations, given compute, and held out.
 
     The scores are those of sd3-jax evaluate.
 
-    Example: sd3-jax correlate runs/figure8_cpu
+    Example: sd3-jax correlate runs/figure8_cpu --by-task
     """
     import analysis
+    from analysis import by_task as tasks
     from analysis import quality
 
     table = analysis.load_scores(runs, setting=overlays.parse_assignments(where or []))
@@ -205,6 +209,10 @@ def correlate(
         relation = quality.relate(table, name)
         numbers.append(quality.numbers(name, relation))
         lines += quality.describe(name, relation)
+        if by_task:
+            found = tasks.relate(table, name)
+            numbers[-1]["by_task"] = tasks.numbers(found)
+            lines += tasks.describe(name, found)
     terminal.show(lines, numbers, json_file)
 
 
