@@ -152,15 +152,9 @@ def monotone(
 ) -> Monotone:
     """Differences of scores between all pairs of points, in standard errors paired by prompt.
 
-    Var sum_i w_i d_i = sum_groups n / (n - 1) sum_i (w_i (d_i - mean d))^2, prompts drawn within their group. It is
-    the noise of prompts only: losses are taken as exact, and seeds of training differ by more.
+    It is the noise of prompts only: losses are taken as exact, and seeds of training differ by more.
     """
-    covariance = np.zeros((len(loss), len(loss)))
-    for one in np.unique(group):
-        own, w = by_prompt[:, group == one], weight[group == one]
-        if len(w) > 1 and w.sum() > 0:
-            apart = w * (own - (own @ w / w.sum())[:, None])
-            covariance += len(w) / (len(w) - 1) * apart @ apart.T
+    covariance = prompt_covariance(by_prompt, weight, group)
     low, high = np.argwhere(np.subtract.outer(loss, loss) < 0).T
     if not len(low):
         return Monotone(0, 0, 0, math.nan)
@@ -170,6 +164,22 @@ def monotone(
     se = np.sqrt(np.maximum(variance[low] + variance[high] - 2 * covariance[low, high], 1e-24))
     z = gain / se
     return Monotone(len(z), int((np.abs(z) > SIGMA).sum()), int((z < -SIGMA).sum()), float(z.min()))
+
+
+def prompt_covariance(
+    by_prompt: Float[np.ndarray, "m p"], weight: Float[np.ndarray, " p"], group: Int[np.ndarray, " p"]
+) -> Float[np.ndarray, "m m"]:
+    """Covariance of the scores of m systems on the same prompts, which are drawn within their group.
+
+    Var sum_i w_i d_i = sum_groups n / (n - 1) sum_i (w_i (d_i - mean d))^2 of a difference d of two of them.
+    """
+    covariance = np.zeros((len(by_prompt), len(by_prompt)))
+    for one in np.unique(group):
+        own, w = by_prompt[:, group == one], weight[group == one]
+        if len(w) > 1 and w.sum() > 0:
+            apart = w * (own - (own @ w / w.sum())[:, None])
+            covariance += len(w) / (len(w) - 1) * apart @ apart.T
+    return covariance
 
 
 def _orders(n: int) -> Int[np.ndarray, "f n"]:
