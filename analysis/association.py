@@ -173,13 +173,21 @@ def prompt_covariance(
 
     Var sum_i w_i d_i = sum_groups n / (n - 1) sum_i (w_i (d_i - mean d))^2 of a difference d of two of them.
     """
-    covariance = np.zeros((len(by_prompt), len(by_prompt)))
+    parts = prompt_parts(by_prompt, weight, group)
+    return parts @ parts.T
+
+
+def prompt_parts(
+    by_prompt: Float[np.ndarray, "m p"], weight: Float[np.ndarray, " p"], group: Int[np.ndarray, " p"]
+) -> Float[np.ndarray, "m p"]:
+    """What each prompt adds to the noise of m scores: with z standard normal, parts @ z has their covariance."""
+    parts = np.zeros_like(by_prompt, dtype=float)
     for one in np.unique(group):
         own, w = by_prompt[:, group == one], weight[group == one]
         if len(w) > 1 and w.sum() > 0:
             apart = w * (own - (own @ w / w.sum())[:, None])
-            covariance += len(w) / (len(w) - 1) * apart @ apart.T
-    return covariance
+            parts[:, group == one] = math.sqrt(len(w) / (len(w) - 1)) * apart
+    return parts
 
 
 def _orders(n: int) -> Int[np.ndarray, "f n"]:
