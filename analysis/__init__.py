@@ -16,15 +16,18 @@ from analysis.backbones import figure4
 from analysis.correlation import Correlation, correlate
 from analysis.drawing import save
 from analysis.figures import figure8, isoflop_figure
+from analysis.formulations import load_study
 from analysis.frontier import envelope, implied, sizes
 from analysis.isoflop import isoflop, isoflop_points
 from analysis.laws import Law, curves, fit, fit_points
 from analysis.links import Link, fit_link
 from analysis.outlook import outlook
+from analysis.paper_tables import table1, table2
 from analysis.prediction import hold_out_largest, predict, rolling
 from analysis.report import describe, rows
 from analysis.robustness import sensitivity
 from analysis.runs import cooldown_ends, load, load_train, points_on_law
+from analysis.sampling import figure3, table6
 from analysis.scores import load_scores, score_points
 from analysis.sheets import contact_sheet
 from analysis.tables import read_points
@@ -40,6 +43,7 @@ __all__ = [
     "curves",
     "describe",
     "envelope",
+    "figure3",
     "figure4",
     "figure8",
     "fit",
@@ -52,6 +56,7 @@ __all__ = [
     "isoflop_points",
     "load",
     "load_scores",
+    "load_study",
     "load_train",
     "points_on_law",
     "outlook",
@@ -63,4 +68,7 @@ __all__ = [
     "score_points",
     "sensitivity",
     "sizes",
+    "table1",
+    "table2",
+    "table6",
 ]

@@ -69,7 +69,7 @@ def save(figure: Figure, numbers: Mapping[str, Any], out_stem: str | Path) -> li
     return [*written, path]
 
 
-def below(figure: Figure, handles: list[Line2D], columns: int, caption: str, rows: int = 1) -> None:
+def below(figure: Figure, handles: list[Line2D], columns: int, caption: str, rows: float = 1) -> None:
     """The legend and the caption under the rows of panels; the page grows with them (all in inches)."""
     text = 0.137 * (caption.count("\n") + 1) + 0.08
     legend = 0.165 * math.ceil(len(handles) / columns) + 0.14
