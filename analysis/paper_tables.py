@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis import formulations, published
+from analysis import published
 from analysis.association import MIN_POINTS, correlations, permutation_test
-from analysis.formulations import one_model, points, usual
 from analysis.ranking import LEVEL, rank
+from analysis.study import group_of, one_model, points, usual
 from sd3_jax import records
 
 STEPS = 25  # of Table 2
@@ -56,13 +56,13 @@ def table1(study: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "formulation": ranking.formulations,
-            "group": [formulations.group_of(name) for name in ranking.formulations],
+            "group": [group_of(name) for name in ranking.formulations],
             "all": ranking.mean(),
             "low": low,
             "high": high,
         }
     )
-    alike = ["sampler", "guidance", "shift"]
+    alike = ["sampler", "guidance", "shift", "grid"]
     same = settings[alike].eq(kept[alike].iloc[0]).all(axis=1)
     for column, steps in ends.items():
         frame[column] = ranking.mean((same & settings["steps"].eq(steps)).to_numpy())
@@ -118,7 +118,7 @@ def table2(study: pd.DataFrame) -> pd.DataFrame:
     sides = ["up", "up_se", "down", "down_se"]
     mean = scored.groupby(["formulation", "data_set"])[sides].mean().unstack()
     labels = sorted(scored["data_set"].unique())
-    frame = pd.DataFrame({"formulation": mean.index, "group": [formulations.group_of(name) for name in mean.index]})
+    frame = pd.DataFrame({"formulation": mean.index, "group": [group_of(name) for name in mean.index]})
     columns = []
     best: set[str] = set()
     for k, label in enumerate(labels):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from analysis.formulations import SAMPLER
+from analysis.study import SAMPLER
 from sd3_jax.errors import UserError
 
 LEVEL = 0.80  # of the intervals of mean ranks
@@ -25,7 +25,7 @@ class Ranking:
     """Ranks of f formulations in s settings; 1 is best."""
 
     formulations: tuple[str, ...]
-    settings: pd.DataFrame  # s rows: data_set, sampler, steps, guidance, shift, weights
+    settings: pd.DataFrame  # s rows: data_set, sampler, steps, guidance, shift, grid, weights
     ranks: Int[np.ndarray, "s f"]
     draws: Int[np.ndarray, "r s f"]  # ranks of scores that were drawn anew within their errors
     by_seed: dict[str, dict[int, float]]  # mean rank with one training seed alone, where there are several
@@ -77,7 +77,7 @@ def fronts(up: Float[np.ndarray, "*r n"], down: Float[np.ndarray, "*r n"]) -> In
 
 
 def rank(points: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> Ranking:
-    """Ranks over the settings (data set, sampler, weights) of a table of :func:`analysis.formulations.points`.
+    """Ranks over the settings (data set, sampler, weights) of a table of :func:`analysis.study.points`.
 
     Training seeds of a formulation are averaged first. Settings that no more than half of the formulations have are
     left out, and then formulations that lack one, so that every mean is over the same settings and the same rivals.
@@ -130,6 +130,7 @@ def _complete(points: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def _words(row: Mapping[Any, Any]) -> str:
     shift = f", shift {row['shift']:g}" if row["shift"] != 1 else ""
+    shift += f", {row['grid']} grid" if row["grid"] != "uniform" else ""
     sampler = f"{row['steps']} {row['sampler']} steps, guidance {row['guidance']:g}{shift}"
     return f"{row['data_set']}, {sampler}, {row['weights']}"
 

@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from analysis import paper_tables, published
 from analysis.association import prompt_covariance
 from analysis.drawing import CAPTION, STYLE, Drawing, below, plain_log_ticks, save
-from analysis.formulations import PATH_LENGTH, SAMPLER, group_of, one_model, points, usual
 from analysis.paper_tables import REPRESENTATIVE, Column
 from analysis.scores import OVERALL, Prompts, of_tasks, prompts_of
+from analysis.study import PATH_LENGTH, SAMPLER, group_of, one_model, points, usual
 from sd3_jax.errors import UserError
 
 # Okabe and Ito's colours: what is plain, reweighted, and the others.
@@ -252,7 +252,8 @@ def _curves(axes: Axes, own: pd.DataFrame, side: str, looks: Mapping[str, tuple[
 def _caption(numbers: Mapping[str, Any], many: int) -> str:
     setting, named = numbers["setting"], numbers["named"]
     sampler, weights = str(setting["sampler"]).capitalize(), str(setting["weights"]).upper()
-    text = f"{sampler}'s method, guidance {setting['guidance']:g}; {weights} weights. Bars: one standard error."
+    weights += " weights" if setting["grid"] == "uniform" else f" weights, {setting['grid']} grid"
+    text = f"{sampler}'s method, guidance {setting['guidance']:g}; {weights}. Bars: one standard error."
     if len(named) < many:
         text += f" Named are {len(named)} of {many}: those that Table 2 shows, and the best of a panel at an end."
     lines = [text, *(f"Note: {note}" for note in numbers["notes"][:6])]

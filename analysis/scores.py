@@ -17,7 +17,7 @@ from sd3_jax.errors import UserError
 OVERALL = "overall"
 UNSEEN = ":unseen"
 # What makes two scores comparable: how the pictures were drawn, and what looked at them.
-SETTING = ("sampler", "steps", "guidance", "shift", "weights", "noise_seed", "prompt_list")
+SETTING = ("sampler", "steps", "guidance", "shift", "grid", "weights", "noise_seed", "prompt_list")
 RATER = ("judge", "reference", "features")  # of some scores: which judge, whom compared with, distances in what
 SCORE = (
     "value",
@@ -135,7 +135,8 @@ def read_rows(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
             notes.append(f"run {name} has no scores of pictures.")
         for line in lines:
             partial += bool(line.get("partial"))
-            rows.append({"run": name, "noise_seed": line.get("seed")} | {key: line.get(key) for key in _COLUMNS})
+            unsaid = {"noise_seed": line.get("seed"), "grid": line.get("grid", "uniform")}
+            rows.append({"run": name} | {key: line.get(key) for key in _COLUMNS} | unsaid)
     if broken:
         notes.append(f"{broken} lines of evals.jsonl without a score, skipped.")
     if partial:
@@ -145,7 +146,7 @@ def read_rows(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
 
 _COLUMNS = (
     *("step", "name", "group", *SCORE, "prompt_seed", "by_prompt", "images_by_prompt", "partial"),
-    *(key for key in (*SETTING, *RATER) if key != "noise_seed"),  # a run has a seed of its own
+    *(key for key in (*SETTING, *RATER) if key not in ("noise_seed", "grid")),
 )
 
 

@@ -64,8 +64,7 @@ def _ranks(figure: Figure, table: pd.DataFrame, caption: str) -> None:
     axes.grid(axis="x", lw=0.4, color="0.9")
     axes.set_axisbelow(True)
     rows = (len(table) * LINE + 0.15) / PANEL
-    below(figure, handles, 4, caption, rows=rows)
-    figure.subplots_adjust(left=1.45 / WIDTH)
+    below(figure, handles, 4, caption, rows=rows, left=1.45 / WIDTH)
 
 
 def _groups(table: pd.DataFrame) -> list[tuple[str, str]]:

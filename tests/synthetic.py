@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd3_jax import flops, records
+from sd3_jax import flops, formulations, records
 from sd3_jax.config import RunConfig
 from sd3_jax.overlays import resolve
 
@@ -222,12 +222,9 @@ def write_pictures(root: Path, prompts: int = 3, size: int = 8) -> Path:
 # The paper's 24 settings: 6 samplers, averaged and raw weights, on two data sets.
 SAMPLERS = ((50, 1.0), (50, 2.5), (50, 5.0), (25, 5.0), (10, 5.0), (5, 5.0))
 DATA_SETS = {"grid": {}, "free": {"data.layout": "free", "data.image_size": 32, "model.latent_size": 4}}
-LOGNORMAL = tuple((m, s) for m in (-1.0, -0.5, 0.0, 0.5, 1.0) for s in (0.2, 0.6, 1.0, 1.4, 1.8, 2.2))
-FORMULATIONS = (  # the paper's 61
-    *("eps/linear", "v/linear", "eps/cos", "v/cos", "rf", "rf/cosmap", "edm/rf", "edm/cos"),
-    *(f"rf/mode({s:.2f})" for s in (-1, -0.5417, -0.0833, 0.375, 0.8333, 1.0, 1.2917, 1.75)),
-    *(f"rf/lognorm({m:.2f}, {s:.2f})" for m, s in LOGNORMAL),
-    *(f"edm({m:.2f}, {s:.2f})" for m in (-1.2, -0.6, 0.0, 0.6, 1.2) for s in (0.6, 1.2, 1.8)),
+DOZEN = (
+    *("rf", "rf/lognorm(0.00, 1.00)", "rf/lognorm(0.50, 0.60)", "rf/lognorm(1.00, 0.60)", "rf/lognorm(0.50, 1.00)"),
+    *("rf/mode(1.29)", "rf/mode(1.75)", "rf/cosmap", "eps/linear", "v/linear", "edm(-1.20, 1.20)", "edm/rf"),
 )
 
 
@@ -269,14 +266,15 @@ def score_settings(run_dir: Path, formulation: str, data_set: str = "grid", nois
     records.write_rows(run_dir / "evals.jsonl", rows)
 
 
-def write_study(root: Path, seeds: int = 1, data_sets=("grid", "free"), grid=LOGNORMAL[12:23], **changes) -> Path:
-    """Runs of plain rf and of rf with logit-normal times, on each data set, scored in every setting."""
-    flows = {"rf": {"flow.density": "uniform"}}
-    flows |= {f"rf/lognorm({m:.2f}, {s:.2f})": {"flow.mean": m, "flow.scale": s} for m, s in grid}
+def write_study(
+    root: Path, names=DOZEN, seeds: int = 1, data_sets=("grid", "free"), steps: int = 400, **changes
+) -> Path:
+    """Runs of formulations by their names, on each data set, scored in every setting."""
     for data_set in data_sets:
-        for number, (name, fields) in enumerate(flows.items()):
+        for number, name in enumerate(names):
+            flow = {f"flow.{key}": value for key, value in formulations.parse(name).items()}
             for seed in range(seeds):
-                config = bench_config(2, seed, 400, **DATA_SETS[data_set], **fields, **changes)
+                config = bench_config(2, seed, steps, **DATA_SETS[data_set], **flow, **changes)
                 run_dir = write_run(root, config, name=f"{data_set}-{number:02d}-s{seed}")
                 score_settings(run_dir, name, data_set)
     return root

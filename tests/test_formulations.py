@@ -1,255 +1,454 @@
-"""The study of formulations from records: which step, which setting, Tables 1 and 2, and what the command prints."""
+"""The sixty-one formulations: their names, and each against the paper's equations and the closed form of a Gaussian."""
 
-import json
+import dataclasses
+import functools
+import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import pandas as pd
+import optax
 import pytest
-from matplotlib.text import Text
-from synthetic import (
-    DATA_SETS,
-    FORMULATIONS,
-    bench_config,
-    score_settings,
-    write_run,
-    write_study,
-    write_sweep,
-)
-from test_ranking import peel
+from scipy import stats
 
-import analysis
-from analysis import formulations, paper_tables, published, table_pictures
-from sd3_jax import cli, records
+from sd3_jax import formulations, overlays
+from sd3_jax.config import FlowConfig
 from sd3_jax.errors import UserError
+from sd3_jax.flow import objectives, paths, samplers, timesteps
+from sd3_jax.sweep import spec
+
+ALL = {name: FlowConfig(**formulations.parse(name)) for name in formulations.members()}
+# Densities aside, which closed forms do not depend on: the velocity, and 20 others.
+DISTINCT = {name: flow for name, flow in ALL.items() if name == "rf" or not name.startswith("rf/")}
+FREE = {
+    "v on rf": FlowConfig(prediction="v"),
+    "eps on rf": FlowConfig(prediction="eps"),
+    "velocity on cosine": FlowConfig(path="cosine", density="uniform"),
+    "velocity on linear": FlowConfig(path="linear", density="uniform"),
+    "F on linear": FlowConfig(path="linear", prediction="F", data_scale=1.0),
+    "eps on edm": FlowConfig(path="edm", prediction="eps", density="mode"),
+}
+
+# --- names ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_study(tmp_path_factory.mktemp("study"))
+def test_there_are_sixty_one_and_the_papers_tables_name_some_of_them() -> None:
+    published = pytest.importorskip("analysis.published")
+    assert len(ALL) == 61
+    assert len({dataclasses.astuple(flow) for flow in ALL.values()}) == 61
+    families = [name.partition("(")[0] for name in ALL]
+    counts = {family: families.count(family) for family in families}
+    assert counts == {
+        "eps/linear": 1, "v/linear": 1, "eps/cos": 1, "v/cos": 1, "rf": 1, "rf/mode": 8, "rf/lognorm": 30,
+        "rf/cosmap": 1, "edm": 15, "edm/rf": 1, "edm/cos": 1,
+    }  # fmt: skip
+    assert {*published.TABLE_1, *published.TABLE_2} <= {*ALL}
 
 
-@pytest.fixture(scope="module")
-def study(root):
-    return analysis.load_study(root)
+def test_a_name_and_its_fields_are_one_to_one() -> None:
+    for name, flow in ALL.items():
+        assert formulations.name_of(flow) == name
+        assert FlowConfig(**formulations.parse(name.replace(" ", ""))) == flow
+    names = [formulations.name_of(flow) for flow in FREE.values()]
+    assert len({*names, *ALL}) == len(FREE) + 61
 
 
-@pytest.fixture(scope="module")
-def all61(tmp_path_factory):
-    """The paper's 61, on its two data sets; their names are in the seed until a configuration has them."""
-    root = tmp_path_factory.mktemp("all61")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formulations, "formulation_of", lambda config: FORMULATIONS[config.seed])
-        for label, fields in DATA_SETS.items():
-            for number, name in enumerate(FORMULATIONS):
-                run_dir = write_run(root, bench_config(2, number, 60, **fields), name=f"{label}-{number:02d}")
-                score_settings(run_dir, name, label)
-        return analysis.load_study(root)
+def test_numbers_that_are_none_of_the_61_are_taken_as_they_are() -> None:
+    assert formulations.parse("rf/lognorm(0.1, 0.7)")["mean"] == 0.1
+    assert formulations.parse("edm(-0.4, 1.0)")["log_sigma_mean"] == -0.4
+    assert formulations.parse("rf/mode(1.3)")["mode_scale"] == 1.3
 
 
-@pytest.fixture
-def sd3(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        return stopped.value.code, *capsys.readouterr()
-
-    return call
+def test_diffusers_names_where_they_mean_the_same() -> None:
+    assert FlowConfig(**formulations.parse("logit_normal")) == ALL["rf/lognorm(0.00, 1.00)"]
+    assert FlowConfig(**formulations.parse("logit_normal(0, 0.6)")) == ALL["rf/lognorm(0.00, 0.60)"]
+    assert formulations.parse("mode")["mode_scale"] == 1.29
+    assert FlowConfig(**formulations.parse("none")) == ALL["rf"]
 
 
-def test_a_formulation_is_named_as_the_paper_does():
-    assert formulations.formulation_of(bench_config(2)) == "rf/lognorm(0.00, 1.00)"
-    drawn = bench_config(2, **{"flow.mean": -0.5, "flow.scale": 0.6})
-    assert formulations.formulation_of(drawn) == "rf/lognorm(-0.50, 0.60)"
-    assert formulations.formulation_of(bench_config(2, **{"flow.density": "uniform"})) == "rf"
-    assert len({*FORMULATIONS}) == 61
-    assert {*published.TABLE_1, *published.TABLE_2} <= {*FORMULATIONS}
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("rf/mode(1.76)", r"s = 1.76 is out of range; valid: -1 to 1.75194"),
+        ("rf/mode(-1.1)", "s = -1.1 is out of range"),
+        ("rf/lognorm(0, 0)", "s = 0 is out of range; valid: 0.001 to 10"),
+        ("rf/lognorm(11, 1)", "m = 11 is out of range; valid: -10 to 10"),
+        ("edm(0, 1e9)", "P_s = 1e.09 is out of range"),
+        ("edm(1.2.3, 1)", "a number that is none"),
+        ("eps/rf", "names no formulation; valid: rf/lognorm"),
+        ("cosmap", "a weight of uniformly drawn t in diffusers"),
+        ("sigma_sqrt", "not in the paper"),
+        ("logit_normal(0.5, 1)", r"diffusers mirrors t.*rf/lognorm\(-0.5, 1\)"),
+    ],
+)
+def test_other_names_are_refused_in_a_line(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        formulations.parse(name)
+    assert "\n" not in str(error.value)
 
 
-def test_the_step_of_the_lowest_averaged_loss_is_scored_in_all_settings(tmp_path):
-    run_dir = write_run(tmp_path, bench_config(2, 0, 400), name="one")
-    score_settings(run_dir, "rf")
-    path, metrics = run_dir / "evals.jsonl", run_dir / "metrics.jsonl"
-    last = records.read_rows(path)[0]
-    validation = [row for row in records.read_rows(metrics)[0] if row["split"] == "validation"]
-    early, middle = sorted({row["step"] for row in validation})[-3:-1]
-    earlier = [row | {"step": step} for step in (early, middle) for row in last]
-    records.write_rows(path, [*(row for row in earlier if row["step"] == middle or row["steps"] == 5), *last])
+def test_a_name_stands_for_all_of_a_flow_but_its_shift() -> None:
+    config = overlays.resolve({"steps": 1, "flow.shift": 3.0, "flow.mean": 0.5}, {"flow": "v/cos"})
+    assert config.flow == dataclasses.replace(ALL["v/cos"], shift=3.0)
+    config = overlays.resolve({"steps": 1, "flow": "rf"}, {"flow.shift": 2.0, "flow": "edm(0.60, 1.20)"})
+    assert config.flow == dataclasses.replace(ALL["edm(0.60, 1.20)"], shift=2.0)
 
-    def losses(values):
-        lines = [
-            row | {"loss": values.get((row["step"], row.get("weights")), row["loss"])}
-            for row in records.read_rows(metrics)[0]
-        ]
-        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return analysis.load_study(tmp_path)
 
-    end = last[0]["step"]
-    found = losses({(early, "ema"): 0.30, (middle, "ema"): 0.20, (end, "ema"): 0.25, (end, "raw"): 0.01})
-    assert set(found["step"]) == {middle}
-    assert set(found["weights"]) == {"ema", "raw"}
-    # The earliest is now the best, but was evaluated at 5 steps alone.
-    found = losses({(early, "ema"): 0.10})
-    assert set(found["step"]) == {middle}
-    assert any(
-        "the lowest EMA validation loss of one is at a step that was not eval" in n for n in found.attrs["notes"]
+def test_cells_are_named_after_their_formulations() -> None:
+    cells = spec.cells({"steps": 1}, {}, [{"flow": [*ALL], "model.depth": 4}])
+    assert len({cell.name for cell in cells}) == 61
+    names = {formulations.name_of(cell.config.flow): cell.name for cell in cells}
+    assert names["rf/lognorm(0.50, 0.60)"] == "d04-rf-lognorm0.50_0.60-s0"
+    assert names["edm(-1.20, 1.20)"] == "d04-edm-1.20_1.20-s0"
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"flow.path": "edm"}, "edm's own velocity has no bound"),
+        ({"flow.mode_scale": 1.0}, "flow.mode_scale: 1 is of flow.density mode, and it is logit-normal"),
+        ({"flow.log_sigma_scale": 1.0}, "is of flow.path edm, and it is rf"),
+        ({"flow.data_scale": 1.0}, "is of flow.prediction F, and it is velocity"),
+        ({"flow.density": "mode", "flow.mode_scale": 1.76}, "flow.mode_scale: 1.76 is out of range"),
+        ({"flow": "rf/mode(2)"}, "s = 2 is out of range"),
+        ({"flow": 3}, "flow"),
+    ],
+)
+def test_a_flow_that_makes_no_sense_is_refused(fields: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        overlays.resolve({"steps": 1}, fields)
+
+
+# --- the paper's equations ------------------------------------------------------------------------------------------
+
+
+def paper_path(flow: FlowConfig, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a_t and b_t as the paper has them, in float64 and independent of ours."""
+    if flow.path == "rf" and flow.prediction == "F":
+        return np.ones_like(t), t / (1 - t)
+    if flow.path == "rf":
+        return 1 - t, t
+    if flow.path == "cosine" and flow.prediction == "F":
+        return np.ones_like(t), np.tan(np.pi * t / 2)
+    if flow.path == "cosine":
+        return np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)
+    if flow.path == "edm":
+        return np.ones_like(t), np.exp(stats.norm.ppf(t, flow.log_sigma_mean, flow.log_sigma_scale))
+    steps = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
+    product = np.cumprod(1 - steps)
+    snr = np.interp(t * 999, np.arange(1000), np.log(product / (1 - product)))
+    return np.sqrt(1 / (1 + np.exp(-snr))), np.sqrt(1 / (1 + np.exp(snr)))
+
+
+def log_snr_and_rate(flow: FlowConfig, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    level = lambda t: 2 * np.log(np.divide(*paper_path(flow, t)))  # noqa: E731
+    return level(t), (level(t + 1e-6) - level(t - 1e-6)) / 2e-6
+
+
+def paper_weight(flow: FlowConfig, t: np.ndarray) -> np.ndarray:
+    """w_t of the loss -(1/2) w_t lambda'_t ||eps_hat - eps||^2 for t ~ U(0, 1)."""
+    level, rate = log_snr_and_rate(flow, t)
+    a, _ = paper_path(flow, t)
+    if flow.prediction == "F":  # plain squared error of F: Karras's weight over sigma_d^2, times the density of lambda
+        return -2 / rate * (np.exp(-level) + flow.data_scale**2) / flow.data_scale**2
+    if flow.path == "rf":
+        return t / (1 - t)
+    if flow.path == "cosine":
+        return 1 / np.pi / np.cosh(level / 2) if flow.prediction == "eps" else 2 / np.pi * np.exp(-level / 2)
+    return -2 / rate if flow.prediction == "eps" else -2 / (rate * a**2)
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_the_loss_is_the_papers_weighted_error_of_the_noise(name: str) -> None:
+    flow = DISTINCT[name]
+    rng = np.random.default_rng(0)
+    t = rng.uniform(0.05, 0.95, 64)
+    x0, eps, said = rng.standard_normal((3, 64, 2, 2, 3))
+    ours = objectives.loss(lambda z, time: jnp.float32(said), flow, *map(jnp.float32, (x0, eps)), jnp.float32(t))
+    a, b = (one[:, None, None, None] for one in paper_path(flow, t))
+    z = a * x0 + b * eps  # and the noise that the network's output means, solved from the paper's definitions
+    if flow.prediction == "eps":
+        noise = said
+    elif flow.prediction == "v":  # v = a eps - b x0
+        noise = b * z + a * said
+    elif flow.prediction == "F":  # D = c_skip z + c_out F
+        variance = b**2 + flow.data_scale**2
+        denoised = flow.data_scale**2 / variance * z + b * flow.data_scale / np.sqrt(variance) * said
+        noise = (z - denoised) / b
+    else:
+        noise = z + (1 - t)[:, None, None, None] * said
+    _, rate = log_snr_and_rate(flow, t)
+    theirs = -0.5 * paper_weight(flow, t) * rate * np.mean((noise - eps) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(ours, theirs, rtol=2e-5 if flow.path == "linear" else 1e-5)
+
+
+def test_edms_weight_is_the_papers_up_to_a_constant() -> None:
+    flow, t = ALL["edm(0.60, 1.20)"], np.linspace(0.05, 0.95, 19)
+    level, _ = log_snr_and_rate(flow, t)
+    printed = stats.norm.pdf(level, -2 * 0.6, 2 * 1.2) * (np.exp(-level) + 0.5**2)
+    ratio = paper_weight(flow, t) / printed
+    np.testing.assert_allclose(ratio, 2 / 0.5**2, rtol=1e-4)
+
+
+def test_log_snr_of_rf_and_of_the_cosine_path() -> None:
+    t = jnp.linspace(0.05, 0.95, 19)
+    rate = jax.vmap(jax.grad(paths.log_snr))(t)
+    np.testing.assert_allclose(rate, -2 / (t * (1 - t)), rtol=1e-5)
+    np.testing.assert_allclose(-0.5 * rate * t**2, t / (1 - t), rtol=1e-5)
+    np.testing.assert_allclose(t / (1 - t), jnp.exp(-paths.log_snr(t) / 2), rtol=1e-5)
+    cosine = ALL["v/cos"]
+    level = paths.log_snr(t, cosine)
+    rate = jax.vmap(jax.grad(lambda t: paths.log_snr(t, cosine)))(t)
+    np.testing.assert_allclose(-2 / rate, 1 / jnp.pi / jnp.cosh(level / 2), rtol=1e-5)
+    np.testing.assert_allclose(-2 / (rate * jnp.cos(jnp.pi * t / 2) ** 2), 2 / jnp.pi * jnp.exp(-level / 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*DISTINCT, *FREE])
+def test_shares_and_log_snr_agree_and_the_own_time_leads_back(name: str) -> None:
+    flow, t = (DISTINCT | FREE)[name], jnp.linspace(0.02, 0.98, 25)
+    a, b = paths.shares(t, flow)
+    np.testing.assert_allclose(a + b, 1, rtol=1e-6)
+    np.testing.assert_allclose(2 * (jnp.log(a) - jnp.log(b)), paths.log_snr(t, flow), rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(paths.own_time(a, b, flow), t, atol=2e-5)
+    assert (jnp.diff(b) > 0).all()
+
+
+def test_linear_is_stable_diffusions_schedule() -> None:
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    signal = np.sqrt(np.cumprod(1 - betas))
+    a, b = paths.shares(jnp.array([0.0, 500 / 999, 1.0]), ALL["eps/linear"])
+    np.testing.assert_allclose(a / jnp.hypot(a, b), signal[[0, 500, 999]], rtol=1e-5)
+    assert signal[999] == pytest.approx(0.0683, abs=1e-4)  # never noise alone
+
+
+@pytest.mark.parametrize("weight", ["eps", "v", "velocity", "F"])
+@pytest.mark.parametrize("name", ["rf", "eps/linear", "v/cos", "edm/rf"])
+def test_a_weight_is_the_squared_error_of_another_prediction(name: str, weight: str) -> None:
+    """The same network, its output turned into the other prediction, has the other's own loss."""
+    flow = dataclasses.replace(ALL[name], weight=weight)
+    other = dataclasses.replace(flow, prediction=weight, weight="own")
+    rng = np.random.default_rng(1)
+    x0, eps, noise = (jnp.float32(one) for one in rng.standard_normal((3, 32, 2, 2, 3)))
+    t = jnp.float32(rng.uniform(0.1, 0.9, 32))
+    a, b = paths.shares(t, flow)
+    wide = [one[:, None, None, None] for one in (a, b)]
+    guessed = (wide[0] * x0 + wide[1] * eps - wide[1] * noise) / wide[0]  # the data that a guess of the noise means
+    said, asked = (objectives.target(one, guessed, noise, a, b, t) for one in (flow, other))
+    ours = objectives.loss(lambda z, time: said, flow, x0, eps, t)
+    theirs = objectives.loss(lambda z, time: asked, other, x0, eps, t)
+    np.testing.assert_allclose(ours, theirs, rtol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [*DISTINCT, *FREE])
+def test_losses_and_gradients_are_finite_at_both_ends(name: str, dtype) -> None:
+    flow = (DISTINCT | FREE)[name]
+    t = jnp.array([0.0, 1e-7, 1e-6, 1e-5, 1 - 1e-5, 1 - 1e-6, 1 - 6e-8, 1.0], jnp.float32)
+    x0, eps = jax.random.normal(jax.random.key(0), (2, len(t), 2, 2, 3))
+
+    def network(scale):
+        def said(z, time):
+            return (scale * z.astype(dtype) + jnp.sin(time)[:, None, None, None].astype(dtype)).astype(dtype)
+
+        return said
+
+    value, slope = jax.value_and_grad(lambda s: jnp.sum(objectives.loss(network(s), flow, x0, eps, t)))(dtype(0.7))
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(slope)
+    velocity = objectives.velocity_of(network(dtype(0.7)), flow)
+    assert jnp.isfinite(velocity(x0, t)).all()
+
+
+# --- densities ------------------------------------------------------------------------------------------------------
+
+
+def mode_cdf(t: np.ndarray, scale: float) -> np.ndarray:
+    u = np.linspace(0, 1, 2_000_001)
+    f = 1 - u - scale * (np.cos(np.pi * u / 2) ** 2 - 1 + u)
+    return 1 - np.interp(-t, -f, u)
+
+
+CDFS = {
+    "rf/lognorm(-0.50, 1.40)": lambda t: stats.norm.cdf((np.log(t / (1 - t)) + 0.5) / 1.4),
+    "rf/mode(1.29)": lambda t: mode_cdf(t, formulations.MODES[-2]),
+    "rf/mode(1.75)": lambda t: mode_cdf(t, 1.75),
+    "rf/mode(-1.00)": lambda t: mode_cdf(t, -1.0),
+    "rf/cosmap": lambda t: 2 / np.pi * np.arctan2(t, 1 - t),
+}
+
+
+@pytest.mark.parametrize("name", CDFS)
+def test_t_follows_its_density(name: str) -> None:
+    flow = ALL[name]
+    keys = jax.random.split(jax.random.key(3), 50_000)
+    t = np.asarray(jax.vmap(lambda key: timesteps.sample(key, flow))(keys), np.float64)
+    assert t.min() >= 0
+    assert t.max() <= 1
+    assert stats.kstest(t, CDFS[name]).pvalue > 1e-3
+    grid = np.linspace(0.03, 0.97, 48)  # and the density is the distribution's derivative
+    slope = (CDFS[name](grid + 1e-5) - CDFS[name](grid - 1e-5)) / 2e-5
+    np.testing.assert_allclose(timesteps.pdf(jnp.float32(grid), flow), slope, rtol=5e-3)
+
+
+def test_the_modes_density_at_its_ends_and_middle() -> None:
+    for scale in (-1 + 1e-3, -0.5, 0.0, 1.29, 1.75):
+        found = timesteps.mode_pdf(jnp.array([0.0, 0.5, 1.0]), scale)
+        closed = np.array([1 / (1 + scale), 1 / (1 - scale * (np.pi / 2 - 1)), 1 / (1 + scale)])
+        np.testing.assert_allclose(found, closed, rtol=2e-3)
+    assert timesteps.mode_pdf(jnp.array([0.5]), 1.75)[0] > 850  # the spike
+
+
+def test_cosmap_gives_rf_the_log_snr_of_the_cosine_path() -> None:
+    u = jnp.linspace(0.01, 0.99, 50)
+    np.testing.assert_allclose(paths.log_snr(timesteps.cosmap(u)), paths.log_snr(u, ALL["v/cos"]), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["rf/lognorm(0.00, 1.00)", "eps/linear", "v/cos", "edm(0.00, 1.20)"])
+def test_the_shift_lowers_every_paths_log_snr_alike(name: str) -> None:
+    flow = ALL[name]
+    keys = jax.random.split(jax.random.key(0), 500)
+    draw = jax.vmap(lambda key, flow: timesteps.sample(key, flow), in_axes=(0, None))
+    before, after = draw(keys, flow), draw(keys, dataclasses.replace(flow, shift=3.0))
+    inside = (before > 0.05) & (after < 0.95)
+    fell = paths.log_snr(before, flow) - paths.log_snr(after, flow)
+    np.testing.assert_allclose(fell[inside], 2 * np.log(3), rtol=2e-3)
+
+
+# --- the optimum for a Gaussian, in the network's place --------------------------------------------------------------
+
+MEAN, DEVIATION = np.array([0.7, -0.4]), np.array([0.4, 1.3])
+
+
+def optimum(flow: FlowConfig):
+    """What the best network says of data N(MEAN, DEVIATION^2), by its own input and time alone, in the paper's terms."""
+
+    def network(z, time):
+        if flow.prediction == "F":
+            sigma = jnp.exp(4 * time)
+            a, b, c_in = jnp.ones_like(time), sigma, 1 / jnp.sqrt(sigma**2 + flow.data_scale**2)
+        else:
+            a, b = paths.shares(time, flow)
+            norm = 1.0 if flow.path == "rf" else jnp.hypot(a, b)
+            a, b, c_in = a / norm, b / norm, jnp.ones_like(time)
+        a, b, c_in = (one[:, None, None, None] for one in (a, b, c_in))
+        z = z / c_in
+        variance = (a * DEVIATION) ** 2 + b**2
+        data = MEAN + a * DEVIATION**2 / variance * (z - a * MEAN)
+        noise = b / variance * (z - a * MEAN)
+        match flow.prediction:
+            case "eps":
+                return noise
+            case "v":
+                return (a * noise - b * data) / jnp.hypot(a, b)
+            case "F":
+                scale = flow.data_scale
+                return (data - scale**2 / (b**2 + scale**2) * z) * jnp.sqrt(b**2 + scale**2) / (b * scale)
+            case "velocity" if flow.path == "rf":
+                return noise - data
+        slope = paths.angular_rate(time, flow)[:, None, None, None]
+        return slope * (a * noise - b * data)
+
+    return network
+
+
+@pytest.mark.parametrize(
+    "name, grid",
+    [(name, "own") for name in (*DISTINCT, *FREE)]
+    + [(name, "uniform") for name in ("rf", "eps/linear", "v/cos", "edm(-1.20, 1.20)", "edm/cos")],
+)
+def test_samplers_return_the_gaussian_with_the_order_that_they_promise(name: str, grid: str) -> None:
+    """To the path's end by the grid, and where that is short of data, to the mean of the data given it in one step."""
+    flow = (DISTINCT | FREE)[name]
+    first, last = samplers.span(flow)
+    with jax.enable_x64(True):
+        start = np.sqrt(2) * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])  # of mean 0 and covariance 1
+        marginal = lambda t: (1 - t) * MEAN + np.hypot((1 - t) * DEVIATION, t) * start  # noqa: E731
+        velocity = objectives.velocity_of(optimum(flow), flow)
+        for method, order in (("euler", 1), ("heun", 2)):
+            errors = []
+            run = jax.jit(lambda z, times, method=method: samplers.integrate(velocity, z, times, method)[0])
+            for steps in (768, 1536):
+                times = np.asarray(samplers.GRIDS[grid](steps, 1.0, flow), np.float64)
+                assert times[0] == pytest.approx(first)
+                assert times[-1] == 0
+                times = times[:-1] if last else times
+                noise, exact = jnp.asarray(marginal(times[0])).reshape(4, 1, 1, 2), marginal(times[-1])
+                padded = np.append(times, [times[-1]] * (1537 - len(times)))  # no step at all, and one program
+                out = np.asarray(run(noise, jnp.asarray(padded))).reshape(4, 2)
+                errors.append(np.abs(out - exact).max())
+            assert errors[1] < (0.05 if method == "euler" else 2e-3)
+            assert np.log2(errors[0] / errors[1]) > order - 0.2
+            at_end = marginal(last)
+            np.testing.assert_allclose(out.mean(axis=0), at_end.mean(axis=0), atol=errors[1])
+            np.testing.assert_allclose(np.cov(out.T, bias=True), np.cov(at_end.T, bias=True), atol=4 * errors[1])
+        if last:
+            ended = jnp.asarray(at_end).reshape(4, 1, 1, 2)
+            data = samplers.euler(velocity, ended, jnp.array([last, 0.0])).reshape(4, 2)
+            gain = (1 - last) * DEVIATION**2 / np.hypot((1 - last) * DEVIATION, last) ** 2
+            np.testing.assert_allclose(data, MEAN + gain * (at_end - (1 - last) * MEAN), atol=2e-4)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def trained(name: str) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """Train an affine network of z on the Gaussian: its loss and the optimum's, and the moments of what it samples."""
+    flow = (ALL | FREE)[name]
+    centres = jnp.linspace(0, 1, 24)
+
+    def features(time):  # bumps of the share of noise that the time stands for
+        share = jax.nn.sigmoid(4 * time) if flow.prediction == "F" else paths.shares(time, flow)[1]
+        bumps = jnp.exp(-(((share[:, None] - centres) * 24) ** 2) / 2)
+        return bumps / bumps.sum(axis=1, keepdims=True)
+
+    def network(params, z, time):
+        slope, level = (jnp.tensordot(features(time), params[key], 1) for key in ("slope", "level"))
+        return slope[:, None, None] * z + level[:, None, None]
+
+    def batch(key, size):
+        keys = jax.random.split(key, 3)
+        x0 = MEAN + DEVIATION * jax.random.normal(keys[0], (size, 1, 1, 2))
+        t = jax.vmap(lambda k: timesteps.sample(k, flow))(jax.random.split(keys[2], size))
+        return x0, jax.random.normal(keys[1], x0.shape), t
+
+    def mean_loss(params, examples):
+        return jnp.mean(objectives.loss(functools.partial(network, params), flow, *examples))
+
+    optim = optax.adam(optax.cosine_decay_schedule(0.1, 600))
+
+    def step(state, key):
+        params, opt = state
+        slopes = jax.grad(mean_loss)(params, batch(key, 512))
+        updates, opt = optim.update(slopes, opt)
+        return (optax.apply_updates(params, updates), opt), None
+
+    params = {"slope": jnp.zeros((24, 2)), "level": jnp.zeros((24, 2))}
+    (params, _), _ = jax.jit(lambda state: jax.lax.scan(step, state, jax.random.split(jax.random.key(0), 600)))(
+        (params, optim.init(params))
     )
+    examples = batch(jax.random.key(1), 20_000)
+    reached, best = mean_loss(params, examples), jnp.mean(objectives.loss(optimum(flow), flow, *examples))
+    noise = samplers.begin(jax.random.normal(jax.random.key(2), (4000, 1, 1, 2)), samplers.span(flow)[0])
+    velocity = objectives.velocity_of(functools.partial(network, params), flow)
+    out = np.asarray(samplers.heun(velocity, noise, samplers.own_grid(50, 1.0, flow))).reshape(-1, 2)
+    return float(reached), float(best), out.mean(axis=0), np.cov(out.T)
 
 
-def test_table_1_is_the_mean_front_over_the_24_settings(root, study):
-    table = analysis.table1(study, resamples=100)
-    ranks = {}
-    for label in DATA_SETS:
-        rows = []
-        for run_dir in records.find_runs(root):
-            if run_dir.name.startswith(label):
-                name = formulations.formulation_of(records.load_config(run_dir))
-                own = [row for row in records.read_rows(run_dir / "evals.jsonl")[0] if row["group"] == "overall"]
-                rows += [row | {"formulation": name} for row in own]
-        for _, setting in pd.DataFrame(rows).groupby(["steps", "guidance", "weights"]):
-            wide = setting.pivot(index="formulation", columns="name", values="value")
-            for name, front in zip(
-                wide.index, peel(wide["scene-geneval-soft"].tolist(), wide["scene-frechet"].tolist()), strict=True
-            ):
-                ranks.setdefault(name, []).append(front)
-    assert {len(own) for own in ranks.values()} == {24}
-    assert dict(zip(table["formulation"], table["all"], strict=True)) == {n: np.mean(own) for n, own in ranks.items()}
-    assert table["all"].is_monotonic_increasing
-    assert np.allclose(24 * table["all"] % 1, 0)
-    assert np.allclose(4 * table[["fewest", "most"]] % 1, 0)
-    assert (table["low"] <= table["all"]).all()
-    assert (table["all"] <= table["high"]).all()
-    rf = table.set_index("formulation").loc["rf"]
-    assert (rf["paper"], rf["paper_fewest"], rf["paper_most"]) == tuple(published.TABLE_1["rf"])
-    assert "5 steps" in paper_tables.markdown(table)
-    assert table.attrs["sentences"][0].startswith("rank: no agreement with the paper is established (Spearman's rho")
+def check_trained(name: str) -> None:
+    reached, best, mean, covariance = trained(name)
+    assert best <= reached * 1.0001
+    assert reached < 1.05 * best
+    np.testing.assert_allclose(mean, MEAN, atol=0.2)
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance)), DEVIATION, rtol=0.15)
 
 
-def test_an_order_like_the_papers_is_told(study):
-    x = [rank.all for rank in published.TABLE_1.values()]
-    assert paper_tables.agreement("rank", x, np.sqrt(x)).startswith(
-        "rank: in the paper's order (Spearman's rho 1.00 over 16"
-    )
-    assert "against the paper's order (Spearman's rho -1.00" in paper_tables.agreement("rank", x, -np.array(x))
-    assert "none in common" in paper_tables.agreement("rank", [1.0], [np.nan])
-    assert "does not vary" in paper_tables.agreement("rank", [1, 1, 1], [1, 2, 3])
+@pytest.mark.parametrize("name", ["rf/mode(1.29)", "eps/linear", "v/cos", "edm(-1.20, 1.20)"])
+def test_a_formulation_trains_and_samples_to_the_optimum(name: str) -> None:
+    check_trained(name)
 
 
-def of_the_paper():
-    """A study whose scores are the paper's own Table 2."""
-    rows = []
-    for name, row in published.TABLE_2.items():
-        for label in ("imagenet", "cc12m"):
-            for score, metric in (("clip", "clip"), ("fid", "fid")):
-                value = {"name": score, "value": getattr(row, f"{label}_{metric}"), "se": 0.001, "n": 1000}
-                whose = {
-                    "data_set": label,
-                    "formulation": name,
-                    "depth": 24,
-                    "run": f"{label} {name}",
-                    "seed": 0,
-                    "step": 1,
-                }
-                how = {"sampler": "euler", "steps": 25, "guidance": 5.0, "shift": 1.0, "weights": "ema"}
-                rows.append(whose | how | value | {"group": "overall", "by_prompt": [], "images_by_prompt": []})
-    study = pd.DataFrame(rows)
-    study.attrs = {"notes": [], "up": "clip", "down": "fid", "differs": {}}
-    return study
-
-
-def test_of_the_papers_scores_table_2_prints_the_papers_rows():
-    table = analysis.table2(of_the_paper())
-    assert table["shown"].all()  # five representative ones, and the two best of every column are the other five
-    assert list(table["formulation"][:5]) == list(paper_tables.REPRESENTATIVE) == list(published.TABLE_2)[:5]
-    assert (table["up_1"] == table["paper_imagenet_clip"]).all()
-    assert (table["down_0"] == table["paper_cc12m_fid"]).all()
-    for sentence in table.attrs["sentences"]:
-        assert "in the paper's order (Spearman's rho 1.00 over 10 in common" in sentence
-    others = analysis.table2(of_the_paper().query("formulation != 'rf/lognorm(1.00, 0.60)'"))
-    assert len(others) == 9
-
-
-def test_table_2_takes_25_steps_of_averaged_weights_or_says_what_else(study, root):
-    table = analysis.table2(study)
-    own = study[(study["steps"] == 25) & (study["weights"] == "ema") & (study["group"] == "overall")]
-    rf = own[(own["formulation"] == "rf") & (own["data_set"] == "grid")].set_index("name")["value"]
-    row = table.set_index("formulation").loc["rf"]
-    assert (row["up_1"], row["down_1"]) == (rf["scene-geneval-soft"], rf["scene-frechet"])
-    headings = [column.heading for column in table.attrs["columns"]]
-    assert headings[:2] == ["scene-geneval-soft ↑, free", "scene-frechet ↓, free"]
-    without = analysis.load_study(root)
-    attrs, without = without.attrs, without[without["steps"] != 25]
-    without.attrs = attrs
-    assert any("these are after 50" in note for note in analysis.table2(without).attrs["notes"])
-    only = analysis.load_study(root, setting={"guidance": 2.5})
-    table = analysis.table2(only)
-    assert any(
-        note.startswith("Euler's method at guidance 2.5, ema weights: the paper's") for note in table.attrs["notes"]
-    )
-
-
-def test_formulations_are_compared_on_one_model(tmp_path):
-    write_study(tmp_path, data_sets=("grid",), grid=((0.0, 1.0), (0.5, 1.0)))
-    run_dir = write_run(tmp_path, bench_config(2, 1, 400, **{"optimizer.learning_rate": 2e-3}), name="other-rate")
-    score_settings(run_dir, "rf")
-    longer = write_run(tmp_path, bench_config(2, 2, 600), name="longer")
-    score_settings(longer, "rf")
-    cooled = write_run(tmp_path, bench_config(2, 3, 400, **{"optimizer.cooldown": 0.2}), name="cooled")
-    score_settings(cooled, "rf")
-    notes = analysis.table1(analysis.load_study(tmp_path), resamples=10).attrs["notes"]
-    assert "the runs of scenes also differ in optimizer.learning_rate, length (steps)." in notes
-    assert "runs that end in a cooldown, left out: cooled." in notes
-    score_settings(write_run(tmp_path, bench_config(3, 0, 400), name="deeper"), "rf")
-    for make in (analysis.table1, analysis.table2, analysis.figure3):
-        with pytest.raises(
-            UserError, match="the runs of scenes differ in depth: formulations are compared on one model"
-        ):
-            make(analysis.load_study(tmp_path))
-
-
-def test_pictures_of_sixty_one_formulations_stay_readable(all61):
-    for table in (analysis.table1(all61, resamples=50), analysis.table2(all61)):
-        figure, numbers = table_pictures.picture(table)
-        assert len(numbers["rows"]) == 61
-        figure.draw_without_rendering()
-        renderer = figure._get_renderer()
-        for axes in figure.axes:
-            for labels in (axes.get_yticklabels(), axes.texts):  # the names are the ticks of the ranks
-                boxes = [Text.get_window_extent(label, renderer) for label in labels if label.get_text()]
-                assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
-                assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
-        boxes = [text.get_window_extent(renderer) for text in (*figure.texts, *figure.legends)]
-        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 for box in boxes)
-
-
-def test_the_command_prints_and_writes_the_table(root, sd3, tmp_path):
-    code, out, err = sd3("table", "1", root, "--out", tmp_path)
-    assert (code, err) == (0, "")
-    stem = f"{root.name}_table1"
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"{stem}{end}" for end in (".md", ".csv", ".json", ".png", ".pdf")
-    }
-    lines = out.splitlines()
-    assert lines[0].startswith("Global ranking of 12 formulations on scene-geneval-soft (up) and scene-frechet (down)")
-    assert "note: one training seed of each formulation" in out
-    assert len(pd.read_csv(tmp_path / f"{stem}.csv")) == 12
-    code, out, err = sd3("table", "2", root, "--out", tmp_path, "--where", "weights=raw", "--json", "-")
-    assert (code, err.count("\n")) == (0, 1)  # what was written
-    assert json.loads(out)["table"] == "2"
-    assert json.loads(out)["rows"][0]["formulation"] == "rf"
-
-
-def test_bad_input_is_one_line(root, sd3, tmp_path):
-    for arguments, words in (
-        (("table", "5", root), "there is no table '5'; there are 1 (global ranking of formulations), 2 (formul"),
-        (
-            ("table", "1", root, "--up", "clip"),
-            "no score 'clip' in these runs; there are path-length, scene-frechet, sc",
-        ),
-        (("table", "1", root, "--down", "fid"), "no score 'fid' in these runs; sd3-jax evaluate makes scene-frechet"),
-        (("table", "1", root, "--where", "guidance=9"), "no scores with guidance 9; there are 1.0, 2.5, 5.0"),
-        (("table", "1", write_sweep(tmp_path / "bare", depths=(2,), seeds=1)), "no scores of pictures in these runs"),
-    ):
-        code, out, err = sd3(*arguments, "--out", tmp_path / "out")
-        assert (code, out, err.count("\n")) == (2, "", 1)
-        assert words in err
-    assert not (tmp_path / "out").exists()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_every_formulation_trains_and_samples_to_the_optimum(name: str) -> None:
+    check_trained(name)

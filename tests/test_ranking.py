@@ -74,7 +74,7 @@ def table(up, down, error=0.0, settings=SETTINGS, seeds=(0,), **extra):
     up, down = (np.broadcast_to(one, (len(seeds), len(settings), np.shape(one)[-1])) for one in (up, down))
     rows = []
     for (k, s, f), value in np.ndenumerate(up):
-        where = dict(zip(KEYS, settings[s], strict=True)) | {"sampler": "euler", "shift": 1.0}
+        where = dict(zip(KEYS, settings[s], strict=True)) | {"sampler": "euler", "shift": 1.0, "grid": "uniform"}
         whose = {"formulation": f"f{f:02d}", "run": f"{where['data_set']}{f}-{k}", "seed": seeds[k]}
         own = {key: each[s, f] for key, each in extra.items()}
         rows.append(where | whose | {"up": value, "up_se": error, "down": down[k, s, f], "down_se": error} | own)

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from synthetic import LOGNORMAL, bench_config, score_settings, write_run, write_study
-from test_formulations import all61, sd3  # noqa: F401  fixtures
+from synthetic import DOZEN, bench_config, score_settings, write_run, write_study
+from test_study import all61, sd3  # noqa: F401  fixtures
 
 import analysis
 from analysis import sampling, table_pictures
@@ -89,7 +89,7 @@ def test_table_6_has_a_row_for_every_depth_with_its_path_and_the_papers(tmp_path
 
 
 def test_several_formulations_or_data_sets_have_rows_of_their_own(tmp_path):
-    table = analysis.table6(analysis.load_study(write_study(tmp_path, grid=((0.0, 1.0),))))
+    table = analysis.table6(analysis.load_study(write_study(tmp_path, names=DOZEN[:2])))
     assert list(table["model"]) == [
         f"{data_set}, {name}, depth 2" for data_set in ("free", "grid") for name in ("rf", "rf/lognorm(0.00, 1.00)")
     ]
@@ -134,7 +134,7 @@ def check_layout(figure):
 
 
 def test_every_number_drawn_is_in_the_numbers(tmp_path):
-    study = analysis.load_study(write_study(tmp_path / "runs", grid=LOGNORMAL[12:16]))
+    study = analysis.load_study(write_study(tmp_path / "runs", names=DOZEN[:5]))
     figure, numbers = analysis.figure3(study, tmp_path / "three")
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "scene-frechet ↓, free", "scene-geneval-soft ↑, free", "scene-frechet ↓, grid", "scene-geneval-soft ↑, grid",
@@ -145,8 +145,14 @@ def test_every_number_drawn_is_in_the_numbers(tmp_path):
         first = 0 if curve["data_set"] == "free" else 2
         for axes, side in zip(figure.axes[first : first + 2], ("down", "up"), strict=True):
             assert any(np.array_equal(line.get_ydata(), curve[side]) for line in axes.lines)
-    assert numbers["setting"] == {"sampler": "euler", "guidance": 5.0, "shift": 1.0, "weights": "ema"}
-    assert numbers["named"] == ["rf", *(f"rf/lognorm({m:.2f}, {s:.2f})" for m, s in LOGNORMAL[12:16])]
+    assert numbers["setting"] == {
+        "sampler": "euler",
+        "guidance": 5.0,
+        "shift": 1.0,
+        "grid": "uniform",
+        "weights": "ema",
+    }
+    assert numbers["named"] == sorted(DOZEN[:5])
     check_layout(figure)
     assert json.loads((tmp_path / "three.json").read_text())["figure"] == "3"
 
@@ -170,7 +176,7 @@ def test_of_many_only_the_notable_are_named(all61):  # noqa: F811
 
 
 def test_the_command_draws_it(tmp_path, sd3):  # noqa: F811
-    root = write_study(tmp_path / "runs", data_sets=("grid",), grid=LOGNORMAL[12:14])
+    root = write_study(tmp_path / "runs", data_sets=("grid",), names=DOZEN[:3])
     code, out, err = sd3("figure", "3", root, "--out", tmp_path / "out")
     assert (code, err) == (0, "")
     assert out.startswith(f"wrote {tmp_path / 'out' / 'runs_figure3.png'}")

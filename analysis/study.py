@@ -1,8 +1,9 @@
 """Runs of different training formulations, scored in every setting of the sampler (after the paper's section 5.1).
 
-A setting is a data set, a sampler (method, steps, guidance, shift) and which weights drew, averaged or raw. Losses of
-different formulations are not comparable; scores of pictures are. Of each run one step is scored, in all settings:
-the one with the lowest validation loss of the averaged weights among those evaluated in as many settings as any.
+A setting is a data set, a sampler (method, steps, guidance, shift, grid of times) and which weights drew, averaged or
+raw. Losses of different formulations are not comparable; scores of pictures are. Of each run one step is scored, in
+all settings: the one with the lowest validation loss of the averaged weights among those evaluated in as many settings
+as any.
 """
 
 import dataclasses
@@ -15,27 +16,17 @@ import pandas as pd
 from analysis.association import prompt_parts
 from analysis.runs import differences, find, load
 from analysis.scores import OVERALL, RATER, SETTING, commonest, of_tasks, only_setting, prompts_of, read_rows
+from sd3_jax import formulations
 from sd3_jax.config import DataConfig, RunConfig
 from sd3_jax.errors import UserError
 
 UP = "scene-geneval-soft"  # for the paper's CLIP score: how well pictures show what the caption says
 DOWN = "scene-frechet"  # for its FID
 PATH_LENGTH = "path-length"
-SAMPLER = ("sampler", "steps", "guidance", "shift", "weights")
+SAMPLER = ("sampler", "steps", "guidance", "shift", "grid", "weights")
 WHOSE = ("data_set", "formulation", "depth", "run", "seed", "step")
 GROUPS = {"rf/": "rf, reweighted", "rf": "rf", "eps": "eps", "v": "v", "edm": "edm"}  # by how a name begins
 PAPERS = ("euler", 5.0)  # sampler and guidance of its tables at one number of steps
-
-
-def formulation_of(config: RunConfig) -> str:
-    """The paper's name of what a run was trained with, such as ``rf/lognorm(0.00, 1.00)``.
-
-    >>> formulation_of(RunConfig())
-    'rf/lognorm(0.00, 1.00)'
-    """
-    flow = config.flow
-    name: str | None = getattr(flow, "formulation", None)
-    return name or ("rf" if flow.density == "uniform" else f"rf/lognorm({flow.mean:.2f}, {flow.scale:.2f})")
 
 
 def group_of(formulation: str) -> str:
@@ -56,8 +47,8 @@ def load_study(
 ) -> pd.DataFrame:
     """One row per (run, setting, score, group) of the finished runs in a directory, at the step that is scored.
 
-    Columns: data_set, formulation, depth, run, seed, step; sampler, steps, guidance, shift, weights; name, group (a
-    task, or "overall"), value, se, n, by_prompt, images_by_prompt. The scores are ``up`` (the higher the better),
+    Columns: data_set, formulation, depth, run, seed, step; sampler, steps, guidance, shift, grid, weights; name, group
+    (a task, or "overall"), value, se, n, by_prompt, images_by_prompt. The scores are ``up`` (the higher the better),
     ``down`` (the lower the better) and path-length; ``setting`` (such as ``{"guidance": 5}``) says which to look at.
     In ``attrs``: notes, up, down, and ``differs``: what the runs of a data set differ in beside the flow.
 
@@ -91,7 +82,7 @@ def load_study(
     table, scored = _scored_steps(table, losses)
     of_rows = [configs[str(run)] for run in table["run"]]
     table = table.assign(
-        formulation=[formulation_of(config) for config in of_rows],
+        formulation=[formulations.name_of(config.flow) for config in of_rows],
         depth=[config.model.depth for config in of_rows],
         seed=[config.seed for config in of_rows],
     )
@@ -204,21 +195,21 @@ def points(study: pd.DataFrame) -> pd.DataFrame:
 
 
 def usual(study: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of one sampler, guidance, shift and kind of weights: the paper's where there are several step counts.
+    """The rows of one sampler, guidance, shift, grid and kind of weights: the paper's, if of several step counts.
 
     That is Euler's method at guidance 5 and averaged weights; else what most rows have.
     """
-    keys = ["sampler", "guidance", "shift", "weights"]
+    keys = ["sampler", "guidance", "shift", "grid", "weights"]
     counts: Any = study.groupby(keys)["steps"].agg(["nunique", "size"])
 
     def order(key: Any) -> tuple[bool, bool, bool, bool, int]:
-        sampler, guidance, _, weights = key
+        sampler, guidance, _, _, weights = key
         single = int(counts.loc[key, "nunique"]) == 1
         return not single, weights == "ema", sampler == PAPERS[0], guidance == PAPERS[1], int(counts.loc[key, "size"])
 
     best: Any = max(counts.index, key=order)
     kept = study[(study[keys] == pd.Series(dict(zip(keys, best, strict=True)))).all(axis=1)]
-    sampler, guidance, shift, weights = best
+    sampler, guidance, shift, _, weights = best
     note = f"{str(sampler).capitalize()}'s method at guidance {guidance:g}, {weights} weights"
     note += f", shift {shift:g}" if shift != 1 else ""
     if (sampler, guidance, weights) == (*PAPERS, "ema"):
