@@ -36,7 +36,7 @@ def table6(study: pd.DataFrame) -> pd.DataFrame:
     score_se at the most steps; for each lower number of steps k: loss_k = 100 (1 - score_k / score_most) and
     loss_se_k, in per cent; path_length and path_length_se, the mean over pictures of sum |dz| along the path of most
     steps; paper_5, paper_10, paper_20 and paper_path_length. Training seeds are averaged. Errors are of prompts,
-    paired: the same prompts in every column; nan where the scores do not say the prompts' own.
+    paired: the same prompts in every column; nan where the scores do not say several prompts of each task.
 
     Raises UserError for a single number of sampler steps.
     """
@@ -71,7 +71,7 @@ def table6(study: pd.DataFrame) -> pd.DataFrame:
     if frame["path_length"].isna().all():
         notes.append("path length: not measured.")
     if frame["score_se"].isna().any():
-        notes.append("scores without their prompts' own have no error here.")
+        notes.append("scores that do not say several prompts of each task have no error here.")
     columns = [
         Column(f"{study.attrs['up']}, {most} steps", "score", 3, "score_se"),
         *(Column(f"{steps}/{most} %", f"loss_{steps}", 2, f"loss_se_{steps}") for steps in counts[:-1]),
@@ -118,6 +118,8 @@ def _paired(part: pd.DataFrame, counts: Sequence[int]) -> tuple[np.ndarray, np.n
     runs = part["run"].nunique()
     whole = all(len(own) == runs for own in found.values()) and len({one.by_prompt.shape for one in every}) == 1
     if not whole or not all(np.array_equal(one.weight, every[0].weight) for one in every):
+        return values, unknown
+    if np.bincount(every[0].group).min() < 2:  # one prompt has no spread
         return values, unknown
     by_prompt = np.array([np.mean([one.by_prompt for one in own], axis=0) for own in found.values()])
     return values, prompt_covariance(by_prompt, every[0].weight, every[0].group)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.association import prompt_parts
@@ -171,7 +172,7 @@ def points(study: pd.DataFrame) -> pd.DataFrame:
     """One row per (run, setting) that has both overall scores: up, up_se, down, down_se beside what says whose.
 
     ``up_parts`` is what each prompt adds to the noise of ``up`` (:func:`analysis.association.prompt_parts`), so that
-    scores of the same prompts can be compared; None where the score does not say its prompts' own.
+    scores of the same prompts can be compared; None where the score does not say several of each task.
 
     Raises UserError if there is no score ``down``.
     """
@@ -189,7 +190,8 @@ def points(study: pd.DataFrame) -> pd.DataFrame:
     parts = {}
     for key, own in whole.groupby(keys):
         prompts = prompts_of(own)
-        parts[key] = prompt_parts(prompts.by_prompt[None], prompts.weight, prompts.group)[0]
+        if np.bincount(prompts.group).min() > 1:  # one prompt has no spread
+            parts[key] = prompt_parts(prompts.by_prompt[None], prompts.weight, prompts.group)[0]
     named = table[keys].itertuples(index=False, name=None)
     return table.assign(up_parts=pd.Series([parts.get(key) for key in named], dtype=object))
 

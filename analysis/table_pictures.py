@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.drawing import CAPTION, PANEL, STYLE, WIDTH, Drawing, below, plain_log_ticks, sequential_colours
 from analysis.paper_tables import as_dict
 from analysis.ranking import LEVEL
-from analysis.sampling import COLOURS
+from analysis.sampling import COLOURS, MARKS
 
 LINE = 0.135  # inches of a line of ranks
 
@@ -154,19 +154,19 @@ def _losses(figure: Figure, table: pd.DataFrame, caption: str) -> None:
     measured = table["path_length"].notna().any()
     axes = figure.subplots(1, 2 if measured else 1, squeeze=False, gridspec_kw={"wspace": 0.26})[0]
     shades = sequential_colours(steps)
-    apart = table["model"].str.rpartition(", ")[0]
+    families = list(table.groupby(table["model"].str.rpartition(", ")[0]))  # data sets and formulations, if several
     handles = []
-    for _, own in table.groupby(apart):
+    for place, (family, own) in enumerate(families):
+        aside = 0.06 * (place - (len(families) - 1) / 2)  # of several at one depth all are seen
+        look: Any = {"marker": MARKS[place % len(MARKS)], "ms": 3.5, "lw": 1.1}
         for k in steps:
-            axes[0].errorbar(
-                own["depth"], own[f"loss_{k}"], own[f"loss_se_{k}"], color=shades[k], marker="o", ms=3.5, lw=1.1
-            )
+            axes[0].errorbar(own["depth"] + aside, own[f"loss_{k}"], own[f"loss_se_{k}"], color=shades[k], **look)
         if measured:
-            axes[1].errorbar(
-                own["depth"], own["path_length"], own["path_length_se"], color="0.2", marker="o", ms=3.5, lw=1.1
-            )
+            axes[1].errorbar(own["depth"] + aside, own["path_length"], own["path_length_se"], color="0.2", **look)
+        if len(families) > 1:
+            handles.append(Line2D([], [], color="0.2", marker=look["marker"], ms=3.5, ls="", label=family))
     for k in steps:
-        handles.append(Line2D([], [], color=shades[k], marker="o", ms=3.5, label=f"{k} steps"))
+        handles.append(Line2D([], [], color=shades[k], lw=1.8, label=f"{k} steps"))
         if f"paper_{k}" in table and table[f"paper_{k}"].notna().any():
             axes[0].plot(table["depth"], table[f"paper_{k}"], "x", ms=5, color=shades[k])
     if any(line.get_marker() == "x" for line in axes[0].lines):
@@ -180,4 +180,4 @@ def _losses(figure: Figure, table: pd.DataFrame, caption: str) -> None:
         one.set_xlabel("depth")
         depths = sorted(table["depth"].unique())
         one.set_xticks(depths if len(depths) <= 12 else depths[:: math.ceil(len(depths) / 12)])
-    below(figure, handles, len(handles), caption)
+    below(figure, handles, min(4, len(handles)), caption)

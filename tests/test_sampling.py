@@ -9,6 +9,7 @@ from test_study import all61, sd3  # noqa: F401  fixtures
 
 import analysis
 from analysis import sampling, table_pictures
+from analysis.study import points
 from sd3_jax import records
 from sd3_jax.errors import UserError
 
@@ -103,7 +104,7 @@ def test_what_is_not_measured_is_said(tmp_path):
         rewrite(run_dir, lambda row: row | {"by_prompt": []} if row["name"] == "scene-geneval-soft" else None)
     table = analysis.table6(analysis.load_study(root))
     assert "path length: not measured." in table.attrs["notes"]
-    assert "scores without their prompts' own have no error here." in table.attrs["notes"]
+    assert "scores that do not say several prompts of each task have no error here." in table.attrs["notes"]
     assert table["loss_se_5"].isna().all()
     assert table["loss_5"].notna().all()
     assert len(table_pictures.picture(table).figure.axes) == 1
@@ -112,6 +113,15 @@ def test_what_is_not_measured_is_said(tmp_path):
     for make in (analysis.table6, analysis.figure3):
         with pytest.raises(UserError, match="there are scores after 25 alone"):
             make(analysis.load_study(write_depths(tmp_path / "none", (2,)), setting={"steps": 25}))
+
+
+def test_one_prompt_of_a_task_has_no_spread(tmp_path):
+    root = write_depths(tmp_path, (2, 3))
+    for run_dir in records.find_runs(root):
+        rewrite(run_dir, lambda row: row | {key: row.get(key, [])[:1] for key in ("by_prompt", "images_by_prompt")})
+    study = analysis.load_study(root)
+    assert analysis.table6(study)["loss_se_5"].isna().all()
+    assert points(study)["up_parts"].isna().all()
 
 
 def test_a_score_of_zero_has_no_share_to_lose():
