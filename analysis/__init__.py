@@ -25,12 +25,15 @@ from analysis.isoflop import isoflop, isoflop_points
 from analysis.laws import Law, curves, fit, fit_points
 from analysis.links import Link, fit_link
 from analysis.outlook import outlook
+from analysis.paper_tables import table1, table2
 from analysis.prediction import hold_out_largest, predict, rolling
 from analysis.report import describe, rows
 from analysis.robustness import sensitivity
 from analysis.runs import cooldown_ends, load, load_train, points_on_law
+from analysis.sampling import figure3, table6
 from analysis.scores import load_scores, score_points
 from analysis.sheets import contact_sheet
+from analysis.study import load_study
 from analysis.tables import read_points
 
 __all__ = [
@@ -45,6 +48,7 @@ __all__ = [
     "describe",
     "envelope",
     "exponents_figure",
+    "figure3",
     "figure4",
     "figure8",
     "fit",
@@ -62,6 +66,7 @@ __all__ = [
     "levels_figure",
     "load",
     "load_scores",
+    "load_study",
     "load_train",
     "outlook",
     "points_on_law",
@@ -74,4 +79,7 @@ __all__ = [
     "score_points",
     "sensitivity",
     "sizes",
+    "table1",
+    "table2",
+    "table6",
 ]

@@ -154,16 +154,10 @@ def monotone(
 ) -> Monotone:
     """Differences of scores between all pairs of points, in standard errors paired by prompt.
 
-    Var sum_i w_i d_i = sum_groups n / (n - 1) sum_i (w_i (d_i - mean d))^2, prompts drawn within their group. It is
-    the noise of prompts only: losses are taken as exact, and seeds of training differ by more. Weights of the residual
-    are 1 / variance; a score without spread, as 0 and 1 are, gets the median of the others' variances.
+    It is the noise of prompts only: losses are taken as exact, and seeds of training differ by more. Weights of the
+    residual are 1 / variance; a score without spread, as 0 and 1 are, gets the median of the others' variances.
     """
-    covariance = np.zeros((len(loss), len(loss)))
-    for one in np.unique(group):
-        own, w = by_prompt[:, group == one], weight[group == one]
-        if len(w) > 1 and w.sum() > 0:
-            apart = w * (own - (own @ w / w.sum())[:, None])
-            covariance += len(w) / (len(w) - 1) * apart @ apart.T
+    covariance = prompt_covariance(by_prompt, weight, group)
     low, high = np.argwhere(np.subtract.outer(loss, loss) < 0).T
     if not len(low):
         return Monotone(0, 0, 0, math.nan, math.nan, math.nan)
@@ -192,6 +186,30 @@ def isotonic_residual(
     means = np.bincount(place, weights * value) / total
     best = optimize.isotonic_regression(means, weights=total, increasing=False).x[place]
     return math.sqrt(float(np.average((value - best) ** 2, weights=weights)))
+
+
+def prompt_covariance(
+    by_prompt: Float[np.ndarray, "m p"], weight: Float[np.ndarray, " p"], group: Int[np.ndarray, " p"]
+) -> Float[np.ndarray, "m m"]:
+    """Covariance of the scores of m systems on the same prompts, which are drawn within their group.
+
+    Var sum_i w_i d_i = sum_groups n / (n - 1) sum_i (w_i (d_i - mean d))^2 of a difference d of two of them.
+    """
+    parts = prompt_parts(by_prompt, weight, group)
+    return parts @ parts.T
+
+
+def prompt_parts(
+    by_prompt: Float[np.ndarray, "m p"], weight: Float[np.ndarray, " p"], group: Int[np.ndarray, " p"]
+) -> Float[np.ndarray, "m p"]:
+    """What each prompt adds to the noise of m scores: with z standard normal, parts @ z has their covariance."""
+    parts = np.zeros_like(by_prompt, dtype=float)
+    for one in np.unique(group):
+        own, w = by_prompt[:, group == one], weight[group == one]
+        if len(w) > 1 and w.sum() > 0:
+            apart = w * (own - (own @ w / w.sum())[:, None])
+            parts[:, group == one] = math.sqrt(len(w) / (len(w) - 1)) * apart
+    return parts
 
 
 def _orders(n: int) -> Int[np.ndarray, "f n"]:

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
 from analysis.runs import Found, check_one_backbone, check_one_study, find, load
 from sd3_jax import records
@@ -16,7 +17,7 @@ from sd3_jax.errors import UserError
 OVERALL = "overall"
 UNSEEN = ":unseen"
 # What makes two scores comparable: how the pictures were drawn, and what looked at them.
-SETTING = ("sampler", "steps", "guidance", "shift", "weights", "noise_seed", "prompt_list")
+SETTING = ("sampler", "steps", "guidance", "shift", "grid", "weights", "noise_seed", "prompt_list")
 RATER = ("judge", "reference", "features")  # of some scores: which judge, whom compared with, distances in what
 SCORE = (
     "value",
@@ -35,6 +36,14 @@ SCORE = (
 _LOSS = ("run", "step", "weights")
 
 
+class Prompts(NamedTuple):
+    """The prompts of a score: the sum of weight times by_prompt is the score, each task having the same weight."""
+
+    by_prompt: Float[np.ndarray, " p"]
+    weight: Float[np.ndarray, " p"]
+    group: Int[np.ndarray, " p"]  # the task of each prompt
+
+
 def load_scores(path: str | Path, unfinished: bool = False, setting: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """One row per (run, step, score, group) of the finished runs in a directory, joined with their validation loss.
 
@@ -50,10 +59,10 @@ def load_scores(path: str | Path, unfinished: bool = False, setting: Mapping[str
     """
     losses = load(path, unfinished)
     check_one_study(losses, across_backbones=True)
-    rows, notes = _read(find(path, unfinished))
+    rows, notes = read_rows(find(path, unfinished))
     if not rows:
         raise UserError(f"{path}: no scores of pictures in these runs; sd3-jax evaluate {path} makes them")
-    table = _only(pd.DataFrame(rows), setting or {})
+    table = only_setting(pd.DataFrame(rows), setting or {})
     table, left_out = _one_setting(table)
     described = losses.drop(columns=["warmup_steps", "status"])
     joined = table.merge(described, on=list(_LOSS), how="inner")
@@ -85,16 +94,14 @@ def score_points(scores: pd.DataFrame, name: str, task: str = OVERALL) -> pd.Dat
         of = "" if task == OVERALL else f" of a task {task!r}"
         raise UserError(f"no score {name!r}{of} with prompts of its own; there are {', '.join(there)}")
     tasks = own[own["group"].isin(task_names(own) if task == OVERALL else [task])]
-    parts = {point: part.sort_values("group") for point, part in tasks.groupby(["run", "step"])}
+    parts = dict(list(tasks.groupby(["run", "step"])))
     columns: dict[str, list[Any]] = {"by_prompt": [], "weight": [], "group": []}
     for point in zip(overall["run"], overall["step"], strict=True):
         part = parts.get(point)
         if part is None:
             raise UserError(f"{point[0]}: the scores {name!r} of step {point[1]} do not say the prompts' own")
-        images = [np.asarray(counts, float) for counts in part["images_by_prompt"]]
-        columns["by_prompt"].append(np.concatenate([np.asarray(values, float) for values in part["by_prompt"]]))
-        columns["weight"].append(np.concatenate([count / count.sum() / len(images) for count in images]))
-        columns["group"].append(np.repeat(np.arange(len(images)), [len(count) for count in images]))
+        for key, values in prompts_of(part)._asdict().items():
+            columns[key].append(values)
     if len({len(values) for values in columns["by_prompt"]}) > 1:
         raise UserError(f"the runs' scores {name!r} are of different prompts: evaluate them with the same settings")
     return overall.assign(**{key: pd.Series(values, dtype=object) for key, values in columns.items()})
@@ -113,7 +120,24 @@ def task_names(rows: pd.DataFrame) -> list[str]:
     return sorted(group for group in set(rows["group"]) - {OVERALL} if not group.endswith(UNSEEN))
 
 
-def _read(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
+def of_tasks(scores: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows are of a task that the overall score is a mean over."""
+    return (scores["group"] != OVERALL) & ~scores["group"].str.endswith(UNSEEN)
+
+
+def prompts_of(tasks: pd.DataFrame) -> Prompts:
+    """The prompts of one score's tasks, in the order of the tasks' names."""
+    tasks = tasks.sort_values("group")
+    images = [np.asarray(counts, float) for counts in tasks["images_by_prompt"]]
+    return Prompts(
+        np.concatenate([np.asarray(values, float) for values in tasks["by_prompt"]]),
+        np.concatenate([count / count.sum() / len(images) for count in images]),
+        np.repeat(np.arange(len(images)), [len(count) for count in images]),
+    )
+
+
+def read_rows(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every score of the runs, in any setting, as evals.jsonl has it, and notes on what is missing or cut short."""
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     broken = partial = 0
@@ -124,7 +148,8 @@ def _read(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
             notes.append(f"run {name} has no scores of pictures.")
         for line in lines:
             partial += bool(line.get("partial"))
-            rows.append({"run": name, "noise_seed": line.get("seed")} | {key: line.get(key) for key in _COLUMNS})
+            unsaid = {"noise_seed": line.get("seed"), "grid": line.get("grid", "uniform")}
+            rows.append({"run": name} | {key: line.get(key) for key in _COLUMNS} | unsaid)
     if broken:
         notes.append(f"{broken} lines of evals.jsonl without a score, skipped.")
     if partial:
@@ -134,11 +159,11 @@ def _read(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
 
 _COLUMNS = (
     *("step", "name", "group", *SCORE, "prompt_seed", "by_prompt", "images_by_prompt", "partial"),
-    *(key for key in (*SETTING, *RATER) if key != "noise_seed"),  # a run has a seed of its own
+    *(key for key in (*SETTING, *RATER) if key not in ("noise_seed", "grid")),
 )
 
 
-def _only(table: pd.DataFrame, setting: Mapping[str, Any]) -> pd.DataFrame:
+def only_setting(table: pd.DataFrame, setting: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of a setting that was asked for. Raises UserError, naming what there is, if there are none."""
     for key, value in setting.items():
         if key not in (*SETTING, *RATER):
@@ -152,17 +177,21 @@ def _only(table: pd.DataFrame, setting: Mapping[str, Any]) -> pd.DataFrame:
 
 def _one_setting(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The rows of the setting that has most of them; of each score, those of the commonest judge and reference."""
-    settings = [json.dumps(row, default=str) for row in table[list(SETTING)].to_dict(orient="records")]
-    (most, _), *others = Counter(settings).most_common()
-    notes = [f"scores left out, of another setting: {_difference(json.loads(o), json.loads(most))}." for o, _ in others]
-    table = table[np.array(settings) == most]
+    table, notes = commonest(table, SETTING, "scores left out, of another setting")
     kept = []
     for name, own in table.groupby("name"):
-        raters = [json.dumps(row, default=str) for row in own[list(RATER)].to_dict(orient="records")]
-        (first, _), *rest = Counter(raters).most_common()
-        notes += [f"scores {name} left out: {_difference(json.loads(o), json.loads(first))}." for o, _ in rest]
-        kept.append(own[np.array(raters) == first])
+        own, others = commonest(own, RATER, f"scores {name} left out")
+        kept.append(own)
+        notes += others
     return pd.concat(kept, ignore_index=True), notes
+
+
+def commonest(table: pd.DataFrame, keys: Sequence[str], what: str) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of those values of ``keys`` that most have, and a note for each of the others, beginning with what."""
+    each = [json.dumps(row, default=str) for row in table[list(keys)].to_dict(orient="records")]
+    (most, _), *others = Counter(each).most_common()
+    notes = [f"{what}: {_difference(json.loads(other), json.loads(most))}." for other, _ in others]
+    return table[np.array(each) == most], notes
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

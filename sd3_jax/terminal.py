@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,18 @@ def _sampler(row: Mapping[str, Any]) -> str:
     if "guidance" not in row:
         return "value±standard error"
     return f"{row['steps']} {row['sampler']} steps, guidance {row['guidance']:g}, {row['weights']} weights"
+
+
+def chart(title: str, cells: Sequence[Sequence[str]]) -> Table:
+    """A table of text: headings, then lines, of which the first cell names each."""
+    table = _chart(title)
+    for number, (heading, *column) in enumerate(zip(*cells, strict=True)):
+        # A heading takes no more room than what is under it, and breaks between its words alone.
+        width = max(map(len, [*column, *heading.split()]))
+        table.add_column(textwrap.fill(heading, width), justify="right" if number else "left", no_wrap=not number)
+    for line in cells[1:]:
+        table.add_row(*line)
+    return table
 
 
 def _chart(title: str, apart: int = 2) -> Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd3_jax import flops, records
+from sd3_jax import flops, formulations, records
 from sd3_jax.config import RunConfig
 from sd3_jax.overlays import resolve
 
@@ -222,4 +222,65 @@ def write_pictures(root: Path, prompts: int = 3, size: int = 8) -> Path:
                 (folder / "metadata.jsonl").write_text(json.dumps(described))
                 colour = (step % 256, number * 40, 100)
                 Image.new("RGB", (size, size), colour).save(folder / "samples" / "0000.png")
+    return root
+
+
+# The paper's 24 settings: 6 samplers, averaged and raw weights, on two data sets.
+SAMPLERS = ((50, 1.0), (50, 2.5), (50, 5.0), (25, 5.0), (10, 5.0), (5, 5.0))
+DATA_SETS = {"grid": {}, "free": {"data.layout": "free", "data.image_size": 32, "model.latent_size": 4}}
+DOZEN = (
+    *("rf", "rf/lognorm(0.00, 1.00)", "rf/lognorm(0.50, 0.60)", "rf/lognorm(1.00, 0.60)", "rf/lognorm(0.50, 1.00)"),
+    *("rf/mode(1.29)", "rf/mode(1.75)", "rf/cosmap", "eps/linear", "v/linear", "edm(-1.20, 1.20)", "edm/rf"),
+)
+
+
+def quality(formulation: str, steps: int, guidance: float, weights: str, data_set: str) -> tuple[float, float]:
+    """The score and the distance that are true of a formulation in a setting: a function of its name alone."""
+    rng = np.random.default_rng(sum(map(ord, formulation)) * 7 + len(formulation))
+    own, aligned = rng.normal(0, 1.0, 2)
+    own -= 1.0 * formulation.startswith("rf/") - 1.0 * formulation.startswith("edm")
+    few = (0.5 if formulation.startswith("rf") else 1.2) * (5 / steps) * (1 + 0.3 * rng.uniform())
+    worse = own + few + 0.3 * (weights == "raw") + 0.2 * (data_set == "free")
+    return 0.55 - 0.06 * worse + 0.02 * aligned + 0.01 * guidance, 0.12 * math.exp(0.35 * worse - 0.15 * aligned)
+
+
+def score_settings(run_dir: Path, formulation: str, data_set: str = "grid", noise: float = 0.02, samplers=SAMPLERS):
+    """Scores of a run's last step in every setting, as evaluate writes them, path length among them."""
+    step = max(row["step"] for row in records.read_rows(run_dir / "metrics.jsonl")[0])
+    rng = np.random.default_rng(sum(run_dir.name.encode()))
+    difficulty = np.random.default_rng(1).normal(0, 0.1, 12)  # of the prompts, the same for all
+    rows = []
+    for weights in ("ema", "raw"):
+        for steps, guidance in samplers:
+            up, down = quality(formulation, steps, guidance, weights, data_set)
+            how = {"steps": steps, "guidance": guidance, "weights": weights, "prompt_list": f"list-{data_set}"}
+            row = {"step": step, **SETTING, **how, "n": 48, "group": "overall"}
+            tasks = []
+            for task, hard in zip(
+                ("single_object", "counting"), np.split(difficulty - difficulty.mean(), 2), strict=True
+            ):
+                own = up + hard + noise * rng.standard_normal(6)
+                mean = {"value": float(own.mean()), "se": float(own.std(ddof=1) / 6**0.5)}
+                prompts = {"by_prompt": own.tolist(), "images_by_prompt": [4] * 6}
+                tasks.append({**row, "name": "scene-geneval-soft", "group": task, **mean, **prompts, "judge": 1})
+            overall = {key: float(np.mean([task[key] for task in tasks])) for key in ("value", "se")}
+            rows += [*tasks, {**row, "name": "scene-geneval-soft", **overall, "by_prompt": [], "judge": 1}]
+            far = down * (1 + noise * rng.standard_normal())
+            rows.append({**row, "name": "scene-frechet", "value": far, "se": noise * down, "features": "scene-1"})
+            length = {"name": "path-length", "value": 190 - 0.2 * records.load_config(run_dir).model.depth, "se": 0.1}
+            rows.append({**row, **length, "n": 48})
+    records.write_rows(run_dir / "evals.jsonl", rows)
+
+
+def write_study(
+    root: Path, names=DOZEN, seeds: int = 1, data_sets=("grid", "free"), steps: int = 400, **changes
+) -> Path:
+    """Runs of formulations by their names, on each data set, scored in every setting."""
+    for data_set in data_sets:
+        for number, name in enumerate(names):
+            flow = {f"flow.{key}": value for key, value in formulations.parse(name).items()}
+            for seed in range(seeds):
+                config = bench_config(2, seed, steps, **DATA_SETS[data_set], **flow, **changes)
+                run_dir = write_run(root, config, name=f"{data_set}-{number:02d}-s{seed}")
+                score_settings(run_dir, name, data_set)
     return root

@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(sd3, tmp_path):
         analysis.figure4(analysis.load(two))
     code, out, err = sd3("figure", "5", sweep)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "there are 4 (backbones at matched FLOPs)" in err
+    assert "there are 3 (scores against sampler steps), 4 (backbones at matched FLOPs)" in err
 
 
 def test_several_backbones_are_no_family(root, sd3):

@@ -1,4 +1,4 @@
-"""Read the records of runs: laws, predictions, figures."""
+"""Read the records of runs: laws, predictions, correlations."""
 
 import sys
 from pathlib import Path
@@ -214,51 +214,6 @@ def correlate(
             numbers[-1]["by_task"] = tasks.numbers(found)
             lines += tasks.describe(name, found)
     terminal.show(lines, numbers, json_file)
-
-
-def figure(
-    number: Annotated[str, typer.Argument(metavar="N", help="Which figure of the paper: 4, 8 or 12.")],
-    runs: RunsArgument,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write it.")] = Path("figures"),
-    where: WhereOption = None,
-) -> None:
-    """Draw a figure of the paper from runs, as .png and .pdf, with every number drawn as .json.
-
-    4: backbones at matched FLOPs, their loss and scores over training. 8: loss against steps and FLOPs, and scores of
-    pictures against loss. 12: the same prompts across depths and steps. The pictures and their scores are those of
-    sd3-jax evaluate.
-
-    Example: sd3-jax figure 8 runs/figure8_cpu
-    """
-    if number not in ("4", "8", "12"):
-        raise UserError(
-            f"there is no figure {number!r}; there are 4 (backbones at matched FLOPs), 8 (loss against steps and "
-            "FLOPs, scores against loss) and 12 (the same prompts across depths and steps)"
-        )
-    import analysis
-    from analysis import backbones
-
-    name = runs.resolve().name
-    if number == "12":
-        drawing = analysis.contact_sheet(runs)
-        name = f"{name}_pictures"
-    else:
-        table, scores = load_runs(runs), None
-        try:
-            scores = analysis.load_scores(runs, setting=overlays.parse_assignments(where or []))
-        except UserError as error:
-            if where:
-                raise
-            drawn = "upper half" if number == "8" else "loss"
-            print(f"note: only the {drawn} is drawn: {error}", file=sys.stderr)
-        if number == "4":
-            drawing = analysis.figure4(table, scores)
-            for line in backbones.describe(drawing.numbers):
-                if line not in {f"note: {note}" for note in table.attrs.get("notes", [])}:  # said already
-                    print(line)
-        else:
-            drawing = analysis.figure8(table, scores)
-    terminal.written(analysis.save(drawing.figure, drawing.numbers, out / name))
 
 
 def _save(drawings: dict[str, Any], stem: Path, json_file: str | None) -> None:
