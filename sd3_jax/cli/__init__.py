@@ -12,7 +12,7 @@ import absl.logging  # noqa: F401  its logger has a class of its own, if it is m
 import typer
 
 import sd3_jax
-from sd3_jax.cli import converting, pictures, reading, sweeps, training
+from sd3_jax.cli import converting, pictures, reading, reporting, sweeps, training
 from sd3_jax.errors import LeaseLost, RunFailed, Stopped, UserError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ COMMANDS = (
     reading.predict,
     reading.correlate,
     reading.figure,
+    reporting.report,
 )
 for _command in COMMANDS:
     app.command()(_command)
