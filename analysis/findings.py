@@ -123,7 +123,7 @@ def gather(
     )
     compared = tried(compare_approaches, sized, law, resamples=fewer)
     varied = tried(lambda law, points: _varied(runs, points, form), law, points)
-    rivals = tried(_rivals, law, points)
+    rivals = tried(rivals_of, law, points)
     say("looking ahead")
     ahead = tried(_outlook, law, points, scores=judged)
     say("relating scores to the loss")
@@ -195,12 +195,12 @@ def _relations(scores: pd.DataFrame, resamples: int) -> dict[str, Relation]:
 
 
 def _outlook(law: Law, points: pd.DataFrame, scores: pd.DataFrame | None) -> tuple[Outlook, ...]:
-    if "flops" not in law.ranges:
-        raise UserError("the points have no FLOPs to go beyond")
+    if not {"params", "images", "flops"} <= law.ranges.keys():
+        raise UserError("the points have no sizes, data and FLOPs to go beyond")
     return outlook(law, points, [times * law.ranges["flops"][1] for times in FARTHER], scores)
 
 
-def _rivals(law: Law, points: pd.DataFrame) -> pd.DataFrame:
+def rivals_of(law: Law, points: pd.DataFrame) -> pd.DataFrame:
     """Residuals on the same points, and the error on the same hold-out, of other forms."""
     rows = {}
     for name in (law.form.name, *(name for name in RIVALS if name != law.form.name)):
@@ -228,7 +228,10 @@ def _figures(
         several = len(backbones(runs)) > 1
         main = tried(figure4, runs, scores) if several else tried(figure8, runs, scores, resamples=resamples)
         sheet = tried(contact_sheet, source)
-    return {"main": main, "isoflop": tried(lambda _: isoflop_figure(cast(Any, runs)), valleys), "sheet": sheet}
+    drawn = (
+        Missing("only runs are drawn") if runs is None else tried(lambda _: isoflop_figure(cast(Any, runs)), valleys)
+    )
+    return {"main": main, "isoflop": drawn, "sheet": sheet}
 
 
 # --- in numbers -----------------------------------------------------------------------------------------------------

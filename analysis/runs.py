@@ -24,6 +24,13 @@ VALIDATION = ("loss_se", *(f"loss_t{k}" for k in range(LEVELS)))
 TRAINING = ("grad_norm", "learning_rate", "images_per_second", "mfu")
 
 
+class Configs(dict[str, RunConfig]):
+    """The configuration of each run. pandas copies attributes deeply at every step; these are frozen, and shared."""
+
+    def __deepcopy__(self, memo: Any) -> "Configs":
+        return self
+
+
 class Record(NamedTuple):
     """What a run's directory says of how it was made: the fields that its config.json has (dotted), and its lives."""
 
@@ -57,7 +64,7 @@ def load(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
     table = table.drop_duplicates(["run", "step", "weights"], keep="last")
     table = table.sort_values(["depth", "run", "weights", "step"], ignore_index=True)
     table.attrs |= {"notes": [*found.notes, *notes], "budgets": budgets}
-    table.attrs["configs"] = {name: config for name, (_, _, config) in found.runs.items()}
+    table.attrs["configs"] = Configs({name: config for name, (_, _, config) in found.runs.items()})
     return table
 
 
