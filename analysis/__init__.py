@@ -11,11 +11,14 @@
 It reads run directories, and tables (CSV) of anyone's runs: ``analysis.fit_points(analysis.read_points("table.csv"))``.
 """
 
+from analysis.allocation import frontier_figure, isoflop_figure
 from analysis.approaches import compare_approaches
 from analysis.backbones import figure4
+from analysis.beside import exponents_figure, geneval_by_depth
 from analysis.correlation import Correlation, correlate
+from analysis.diagnostics import held_out_figure, levels_figure, residual_figure
 from analysis.drawing import save
-from analysis.figures import figure8, isoflop_figure
+from analysis.figures import figure8
 from analysis.frontier import envelope, implied, sizes
 from analysis.isoflop import isoflop, isoflop_points
 from analysis.laws import Law, curves, fit, fit_points
@@ -34,29 +37,35 @@ __all__ = [
     "Law",
     "Link",
     "compare_approaches",
-    "cooldown_ends",
     "contact_sheet",
+    "cooldown_ends",
     "correlate",
     "curves",
     "describe",
     "envelope",
+    "exponents_figure",
     "figure4",
     "figure8",
     "fit",
     "fit_link",
     "fit_points",
+    "frontier_figure",
+    "geneval_by_depth",
+    "held_out_figure",
     "hold_out_largest",
     "implied",
     "isoflop",
     "isoflop_figure",
     "isoflop_points",
+    "levels_figure",
     "load",
     "load_scores",
     "load_train",
-    "points_on_law",
     "outlook",
+    "points_on_law",
     "predict",
     "read_points",
+    "residual_figure",
     "rolling",
     "rows",
     "save",

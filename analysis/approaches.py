@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.flags import FAILED
 from analysis.forms import CHINCHILLA
-from analysis.frontier import envelope
+from analysis.frontier import as_curves, envelope
 from analysis.isoflop import find_budgets, isoflop_points
 from analysis.laws import MIN_RUNS, Law, fit_points
 from analysis.resampling import Spread, spread
@@ -74,8 +74,7 @@ def _tried(name: str, approach: Callable[[], tuple[dict, dict, str]]) -> Approac
 
 
 def _envelope(points: pd.DataFrame, resamples: int) -> tuple[dict, dict, str]:
-    if not points["run"].duplicated().any():  # the points of one size are its curve
-        points = points.assign(run=points["params"])
+    points = as_curves(points)
     runs = points["run"].nunique()
     found = envelope(points, resamples=resamples if runs >= MIN_RUNS else 0)
     if not found.line:

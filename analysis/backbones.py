@@ -254,21 +254,12 @@ def _draw(axes: Axes, table: pd.DataFrame, panel: Panel, x: str) -> None:
     low, high = float(table[x].min()), float(table[x].max())
     room = max((high / low) ** 0.06, 1.02)
     axes.set_xlim(low / room, high * room)
-    _few_ticks(axes, low / room, high * room, scientific if x == "flops" else plain)
+    plain_log_ticks(axes, "x", axes.get_xlim(), scientific if x == "flops" else plain)
     if log:
         axes.set_yscale("log")
         room = max((values.max() / values.min()) ** 0.07, 1.005)
         axes.set_ylim(values.min() / room, values.max() * room)
         plain_log_ticks(axes, "y", axes.get_ylim())
-
-
-def _few_ticks(axes: Axes, low: float, high: float, label: Any) -> None:
-    """At most four ticks that a narrow panel has room for."""
-    plain_log_ticks(axes, "x", (low, high), label)
-    ticks = axes.get_xticks()
-    whole = [tick for tick in ticks if math.isclose(math.log10(tick) % 1, 0, abs_tol=1e-9)]
-    chosen = whole if len(whole) >= 2 else ticks[:: max(1, math.ceil(len(ticks) / 3))]
-    axes.set_xticks(chosen[:: math.ceil(len(chosen) / 4)])
 
 
 def describe(numbers: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,16 @@ from matplotlib.lines import Line2D
 from analysis import frontier, laws, prediction, quality, report
 from analysis.drawing import (
     CAPTION,
+    DASHED,
     STYLE,
     Drawing,
     below,
     counted,
     plain_log_ticks,
     save,
-    scientific,
     sequential_colours,
 )
-from analysis.isoflop import IsoFlop, isoflop
-from analysis.runs import cooldown_ends, differences, points_on_law
+from analysis.runs import constant_rate, cooldown_ends, differences, points_on_law
 from sd3_jax.errors import UserError
 
 BEYOND = 4.0  # the frontier is drawn to this many times the largest C
@@ -119,7 +118,7 @@ def loss_against_steps(
     axes: Axes, runs: pd.DataFrame, points: pd.DataFrame, colours: Mapping[Any, Any], weights: str
 ) -> list[dict[str, Any]]:
     """Every constant-rate validation point after the warm-up, joined by run; dots are what the law is fitted to."""
-    shown = runs[(runs["weights"] == weights) & ~runs["cooldown"] & runs["phase"].isin(["constant", "lr_drop"])]
+    shown = constant_rate(runs[runs["weights"] == weights])
     drawn = []
     for (depth, run), own in shown.groupby(["depth", "run"]):
         fitted = own["step"].isin(points["step"][points["run"] == run]).to_numpy()
@@ -164,7 +163,7 @@ def loss_against_flops(
         front = frontier.implied(law, budgets)
         front = front[~front["at_edge"]].reset_index(drop=True)
         axes.fill_between(front["flops"], front["loss_low"], front["loss_high"], color="0.55", alpha=0.35, lw=0)
-        axes.plot(front["flops"], front["loss"], color="black", lw=1.1, ls=(0, (4, 2)))
+        axes.plot(front["flops"], front["loss"], color="black", lw=1.1, ls=DASHED)
         inside = front["loss"].where(~front["extrapolated"])
         axes.plot(front["flops"], inside, color="black", lw=1.5)
     axes.set(xlabel="training FLOPs (3F x images)", xscale="log", yscale="log")
@@ -179,60 +178,6 @@ def loss_against_flops(
             "flags": list(envelope.flags),
         },
     }
-
-
-def isoflop_figure(
-    runs: pd.DataFrame, out: str | Path | None = None, budgets: Sequence[float] | None = None, weights: str = "ema"
-) -> Drawing:
-    """Loss against parameters at each FLOP budget, with parabolas and minima, and the minima against FLOPs.
-
-    Open circles are points that no parabola used; a budget whose lowest loss is at an edge has no minimum.
-    """
-    found = isoflop(runs, budgets, weights=weights)
-    colours = sequential_colours(found.budgets["flops"])
-    valleys = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure()
-        left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.25, 1], "wspace": 0.3})
-        row: Any
-        for row in found.budgets.itertuples():
-            colour, own = colours[row.flops], found.points[found.points["flops"] == row.flops]
-            used = own["used"].to_numpy(bool)
-            left.plot(own["params"][used], own["loss"][used], "o", ms=3, mew=0, color=colour)
-            left.plot(own["params"][~used], own["loss"][~used], "o", ms=3, mew=0.7, mfc="none", color=colour)
-            if row.interior:
-                x = np.geomspace(own["params"][used].min(), own["params"][used].max(), 60)
-                y = row.loss + row.curvature * (np.log(x) - np.log(row.params)) ** 2
-                left.plot(x, y, color=colour, lw=0.9)
-                left.plot(row.params, row.loss, "*", ms=7, mew=0.4, mec="black", color=colour)
-                right.plot(row.flops, row.params, "*", ms=7, mew=0.4, mec="black", color=colour)
-                valleys.append({"flops": row.flops, "params": x.tolist(), "loss": y.tolist()})
-        numbers = report.isoflop_numbers(found) | {"valleys": valleys}
-        if "exponent_params" in found.exponents:
-            reached = found.budgets.loc[found.budgets["interior"], "flops"]
-            x = np.geomspace(reached.min(), reached.max(), 20)
-            y = found.exponents["coefficient_params"] * x ** found.exponents["exponent_params"]
-            right.plot(x, y, color="black", lw=1)
-            numbers["line"] = {"flops": x.tolist(), "params": y.tolist()}
-        left.set(xlabel="parameters N", ylabel="validation loss", xscale="log", yscale="log")
-        right.set(xlabel="training FLOPs C (3F x images)", ylabel="parameters at the minimum N*")
-        right.set(xscale="log", yscale="log")
-        if len(found.points):
-            plain_log_ticks(left, "x", found.points["params"], counted)
-            plain_log_ticks(left, "y", found.points["loss"])
-        inside = found.budgets[found.budgets["interior"]]
-        if len(inside):
-            plain_log_ticks(right, "x", (inside["flops"].min() / 1.1, inside["flops"].max() * 1.1), scientific)
-            plain_log_ticks(right, "y", (inside["params"].min() / 1.1, inside["params"].max() * 1.1), counted)
-        handles = [
-            Line2D([], [], color=colours[flops], marker="o", ms=3, lw=0.9, label=f"{scientific(flops)} FLOPs")
-            for flops in found.budgets["flops"]
-        ]
-        numbers["caption"] = textwrap.fill(_isoflop_caption(found), CAPTION)
-        below(figure, handles, min(5, len(handles)), numbers["caption"])
-    if out is not None:
-        save(figure, numbers, out)
-    return Drawing(figure, numbers)
 
 
 def _cooldowns(
@@ -277,7 +222,7 @@ def _depth_handles(runs: pd.DataFrame, colours: Mapping[Any, Any], numbers: Mapp
         handles.append(Line2D([], [], color="black", lw=1.5, label="frontier of the law"))
     if any(outside):
         label = "extrapolated" if not all(outside) else "frontier, extrapolated"
-        handles.append(Line2D([], [], color="black", lw=1.1, ls=(0, (4, 2)), label=label))
+        handles.append(Line2D([], [], color="black", lw=1.1, ls=DASHED, label=label))
     if numbers["cooldown_ends"]:
         handles.append(Line2D([], [], color="0.3", marker="D", ms=4, mfc="white", lw=0, label="after cooldown"))
     return handles
@@ -295,17 +240,3 @@ def _caption(law: laws.Law | None, hold_out: prediction.HoldOut | None, numbers:
         text += report.held_out_sentence(hold_out)[0].upper() + report.held_out_sentence(hold_out)[1:] + ". "
     flags = [*law.flags, *numbers["envelope"]["flags"]]
     return textwrap.fill(text + (f"Flags: {', '.join(flags)}." if flags else ""), CAPTION)
-
-
-def _isoflop_caption(found: IsoFlop) -> str:
-    if "exponent_params" not in found.exponents:
-        text = "Fewer than two budgets have their minimum inside: no exponent. "
-    else:
-        words = []
-        for name, key in (("N*", "exponent_params"), ("D*", "exponent_data")):
-            ends = found.ci95.get(key)
-            words.append(
-                f"{name} ~ C^{found.exponents[key]:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
-            )
-        text = f"{', '.join(words)}; {found.how}. "
-    return text + (f"Flags: {', '.join(found.flags)}." if found.flags else "")

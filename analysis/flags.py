@@ -1,10 +1,12 @@
 """Reasons not to believe a fit, each with its sentence, and the tests of points and residuals that raise some."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy import stats
 
 from analysis.runs import differences
 
@@ -52,17 +54,30 @@ def raised(tests: dict[str, bool]) -> tuple[str, ...]:
     return tuple(name for name, on in tests.items() if on)
 
 
-def has_trend(residuals: Float[np.ndarray, " n"], along: Float[np.ndarray, " n"]) -> bool:
-    """Wald and Wolfowitz's test: far fewer runs of one sign along log C than independent residuals would have."""
+class Trend(NamedTuple):
+    """How much fewer runs of one sign there are than in independent residuals: standard deviations, and chance."""
+
+    z: float  # nan where there is nothing to test
+    p: float
+
+
+def trend(residuals: Float[np.ndarray, " n"], along: Float[np.ndarray, " n"]) -> Trend:
+    """Wald and Wolfowitz's test along log C, one-sided: few runs are a trend. Of fewer than ten signs it is none."""
     signs = np.sign(residuals[np.argsort(along, kind="stable")])
     signs = signs[signs != 0]
     plus, minus = int((signs > 0).sum()), int((signs < 0).sum())
     n = plus + minus
     if n < 10 or min(plus, minus) == 0 or np.abs(residuals).max() < 1e-9:
-        return False
+        return Trend(math.nan, math.nan)
     expected = 1 + 2 * plus * minus / n
     spread = math.sqrt((expected - 1) * (expected - 2) / (n - 1))
-    return 1 + int((np.diff(signs) != 0).sum()) < expected - 3 * spread
+    z = (1 + int((np.diff(signs) != 0).sum()) - expected) / spread
+    return Trend(z, float(stats.norm.cdf(z)))
+
+
+def has_trend(residuals: Float[np.ndarray, " n"], along: Float[np.ndarray, " n"]) -> bool:
+    """Whether residuals have far fewer runs of one sign along log C than independent ones: three deviations."""
+    return trend(residuals, along).z < -3
 
 
 def mixed_schedules(points: pd.DataFrame) -> bool:

@@ -15,13 +15,14 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
-from analysis.forms import CHINCHILLA
+from analysis.forms import CHINCHILLA, EQUAL_EXPONENT, Form
 from analysis.laws import RESOLUTION, Law
 from analysis.resampling import clusters
 from sd3_jax import flops as counts
 from sd3_jax.config import ModelConfig
 from sd3_jax.errors import UserError
 
+IMPLYING = (CHINCHILLA, EQUAL_EXPONENT)  # the laws that say which size is best
 GRID = 240  # sizes at which a frontier is looked for
 MIN_WINNERS, MIN_DECADES = 3, 0.5  # of an uncensored envelope, for an exponent
 
@@ -92,13 +93,14 @@ def implied(law: Law, flops: ArrayLike, family: Sizes | None = None, level: floa
     the family. The intervals are those of the law, not of a new run: :func:`analysis.prediction.predict` adds the
     residuals.
     """
-    if law.form is not CHINCHILLA:
-        raise UserError(f"the law {law.form.name} says nothing of sizes: only {CHINCHILLA.name} implies a frontier")
+    if law.form not in IMPLYING:
+        names = " or ".join(one.name for one in IMPLYING)
+        raise UserError(f"the law {law.form.name} says nothing of sizes: a frontier needs {names}")
     family = family or sizes_of(law)
     budgets = np.atleast_1d(np.asarray(flops, float))
-    position, loss = _minimise(law.vector[None], budgets, family)
+    position, loss = _minimise(law.form, law.vector[None], budgets, family)
     columns = {"flops": budgets} | {name: values[0] for name, values in _at(position, loss, budgets, family).items()}
-    draws = [_minimise(law.draws[i : i + 100], budgets, family) for i in range(0, len(law.draws), 100)]
+    draws = [_minimise(law.form, law.draws[i : i + 100], budgets, family) for i in range(0, len(law.draws), 100)]
     drawn: dict[str, np.ndarray] = {}
     if draws:
         positions, losses = (np.concatenate(part) for part in zip(*draws, strict=True))
@@ -204,6 +206,11 @@ def _is_long(flops: Float[np.ndarray, " g"], best: Minima) -> bool:
     return bool(np.log10(free.max() / free.min()) >= MIN_DECADES)
 
 
+def as_curves(points: pd.DataFrame) -> pd.DataFrame:
+    """The points with the curve of each as its run: where every run has but one point, those of one size are one."""
+    return points if points["run"].duplicated().any() else points.assign(run=points["params"])
+
+
 def data_at(points: pd.DataFrame) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """D at C FLOPs and size log N: C over the FLOPs of an image, interpolated between the sizes."""
     sizes = points.assign(each=points["flops"] / points["images"]).groupby("params")["each"].median()
@@ -240,13 +247,19 @@ def _curve(run: pd.DataFrame, grid: Float[np.ndarray, " g"]) -> Float[np.ndarray
 
 
 def _minimise(
-    constants: Float[np.ndarray, "r 5"], budgets: Float[np.ndarray, " m"], family: Sizes
+    form: Form, constants: Float[np.ndarray, "r p"], budgets: Float[np.ndarray, " m"], family: Sizes
 ) -> tuple[Float[np.ndarray, "r m"], Float[np.ndarray, "r m"]]:
-    """Fractional index into the family, and loss, at the minimum of each law (row) and budget (column)."""
-    e, a, b, alpha, beta = (constants[:, i, None] for i in range(5))
-    by_size = a * np.exp(-alpha * np.log(family.params))
-    by_image = np.exp(beta * np.log(family.flops_per_image))
-    by_budget = b * np.exp(-beta * np.log(budgets))
+    """Fractional index into the family, and loss, at the minimum of each law (row) and budget (column).
+
+    Of a size the first feature (N, or C / M) does not change with C, and the second (D, or C M) is a power of it.
+    """
+    e, a, b, alpha, beta = (constants[:, i, None] for i in (0, 1, 2, 3, -1))
+    at_one = pd.DataFrame({"params": family.params, "images": 1 / family.flops_per_image, "flops": 1.0})
+    first, second = np.log(form.features(at_one))
+    growth = 1 if form is CHINCHILLA else 2
+    by_size = a * np.exp(-alpha * first)
+    by_image = np.exp(-beta * second)
+    by_budget = b * np.exp(-beta * growth * np.log(budgets))
     loss = by_size[:, None, :] + by_budget[:, :, None] * by_image[:, None, :]
     best = loss.argmin(axis=-1)
     inner = np.clip(best, 1, loss.shape[-1] - 2)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy.interpolate import Akima1DInterpolator
 
 from analysis.flags import FAILED, raised
-from analysis.frontier import data_at, regress, vertex
+from analysis.frontier import as_curves, data_at, regress, vertex
 from analysis.laws import MIN_RUNS
 from analysis.resampling import Spread, clusters, spread
 from analysis.runs import points_on_law
@@ -166,8 +166,7 @@ def find_budgets(points: pd.DataFrame) -> tuple[pd.DataFrame, list[float]]:
     if together[group].mean() >= 0.5:
         means = np.exp(np.add.reduceat(np.log(flops), first) / np.bincount(group))
         return points, means[together].tolist()
-    if not points["run"].duplicated().any():
-        points = points.assign(run=points["params"])
+    points = as_curves(points)
     reach = points.groupby("params")["flops"].agg(["min", "max"]).to_numpy()
     grid = np.geomspace(flops[0], flops[-1], 200)
     shared = grid[((reach[:, :1] <= grid) & (grid <= reach[:, 1:])).sum(axis=0) >= 3]

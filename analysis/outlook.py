@@ -67,8 +67,9 @@ def outlook(
             batch = batches.copy().pop()
             images = best["images"]
             best["steps"] = Expected(images.value / batch, *(_scaled(ends, 1 / batch) for ends in images[1:]))
-        features = np.array([[best["params"].value], [best["images"].value]])
-        new = {name: prediction.predict(law, features[0, 0], features[1, 0], level) for name, level in LEVELS.items()}
+        size = {name: best[name].value for name in ("params", "images")} | {"flops": float(budget)}
+        features = law.form.features(pd.DataFrame(size, index=[0]))
+        new = {name: prediction.predict(law, **size, level=level) for name, level in LEVELS.items()}
         ends = ((float(one.low), float(one.high)) for one in new.values())
         best["loss"] = Expected(float(new["ci95"].loss), *ends)
         expected, notes = _scores(law, points, scores, features, best["loss"].value)

@@ -42,21 +42,24 @@ class HoldOut(NamedTuple):
     each: tuple["HoldOut", ...] = ()  # where several depths or runs were held out together
 
 
-def predict(law: Law, params: ArrayLike, images: ArrayLike, level: float = 0.95) -> Prediction:
-    """Loss at N parameters and D images, and the interval of a new run's loss there.
+def predict(
+    law: Law, params: ArrayLike, images: ArrayLike, level: float = 0.95, flops: ArrayLike | None = None
+) -> Prediction:
+    """Loss at N parameters and D images (and C ``flops``, if the law needs them), with a new run's interval there.
 
     The interval joins the uncertainty of the constants (the joint draws) and the residuals of the points; both are
-    nan without draws. Raises UserError for a law that is not a function of N and D.
+    nan without draws. Raises UserError for a law that is not a function of these.
     """
-    if law.form.columns != ("params", "images"):
+    given = {"params": params, "images": images} | ({} if flops is None else {"flops": flops})
+    if not {"params", "images"} <= set(law.form.columns) <= given.keys():
         raise UserError(f"the law {law.form.name} is a function of {', '.join(law.form.columns)}, not of N and D")
-    n, d = np.broadcast_arrays(np.asarray(params, float), np.asarray(images, float))
-    features = np.stack([n.ravel(), d.ravel()])
+    values = np.broadcast_arrays(*(np.asarray(one, float) for one in given.values()))
+    features = law.form.features(pd.DataFrame({name: one.ravel() for name, one in zip(given, values, strict=True)}))
     loss = _loss(law, features)
     low, high = np.full((2, len(loss)), np.nan)
     if len(law.draws):
         low, high = np.exp(np.quantile(log_draws(law, features), [(1 - level) / 2, (1 + level) / 2], axis=0))
-    return Prediction(*(one.reshape(n.shape) for one in (loss, low, high)))
+    return Prediction(*(one.reshape(values[0].shape) for one in (loss, low, high)))
 
 
 def hold_out_largest(points: pd.DataFrame, number: int = 1, **options: Any) -> HoldOut:

@@ -1,15 +1,25 @@
-"""What the SD3 paper prints: its tables, as data (Esser et al. 2024, arXiv 2403.03206v1).
+"""What the SD3 paper prints: its tables, as data (Esser et al. 2024, arXiv 2403.03206v1), and others' exponents.
 
-Numbers are the paper's own, to the digits that it gives; nothing here was read off a plot or computed. Figure 8 is a
-plot alone: the text prints no loss, exponent or correlation coefficient, so there are none to compare with.
+Numbers are the publications' own, to the digits that they give; nothing here was read off a plot, and what was
+computed says so. Figure 8 is a plot alone: the text prints no loss, exponent or correlation coefficient, so there are
+none to compare with. How the best size grows with compute is printed by other publications (ALLOCATION).
 """
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import NamedTuple
+
+import pandas as pd
+
+from sd3_jax import flops
+from sd3_jax.config import ModelConfig
 
 CONFIDENCE = {
     "T:P": "read in a full transcription of the paper, whose text and tables are clean there",
     "T:B": "read in Stability AI's post of 5 March 2024 on the paper",
+    "P": "printed in the publication, and read there",
+    "S": "read in several summaries or transcriptions of the publication, which agree",
+    "C": "computed from constants that the publication prints",
 }
 
 
@@ -78,6 +88,15 @@ class Scaling(NamedTuple):
     dropped_rate: tuple[int, int]  # depth and step whose learning rate was adjusted
     largest_params: float
     largest_flops: float  # by a convention that the paper does not give: 3.6 times those that we count
+
+
+class Allocation(NamedTuple):
+    """How the best number of parameters grows with compute, N* ~ C^a; D* ~ C^(1 - a) where C is k N D."""
+
+    a: float
+    interval: tuple[float, float] | None  # of 80 %; None where none is printed
+    of: str  # what the models are of
+    source: Source
 
 
 SOURCES = MappingProxyType(
@@ -189,3 +208,63 @@ FIGURE_8 = Scaling(
 WITHOUT_T5 = MappingProxyType({"aesthetics": 0.50, "prompt following": 0.46, "typography": 0.38})
 
 SIZES = MappingProxyType({15: 450e6, 38: 8e9})  # by depth; the released architecture has 496,066,624 at depth 15
+
+_HOFFMANN = "Hoffmann et al. 2022, Table 2: approach {}, 10th and 90th percentiles"
+ALLOCATION = MappingProxyType(  # C = 6 N D in tokens, but for DeepSeek
+    {
+        "Hoffmann 2022, envelope": Allocation(0.50, (0.488, 0.502), "language", Source(_HOFFMANN.format(1), "S")),
+        "Hoffmann 2022, isoFLOP": Allocation(0.49, (0.462, 0.534), "language", Source(_HOFFMANN.format(2), "S")),
+        "Hoffmann 2022, parametric": Allocation(0.46, (0.454, 0.455), "language", Source(_HOFFMANN.format(3), "P")),
+        "Besiroglu 2024, parametric": Allocation(
+            0.3658 / (0.3478 + 0.3658),
+            None,
+            "language",
+            Source("Besiroglu et al. 2024: alpha 0.3478, beta 0.3658, refitted to Hoffmann's third approach", "C"),
+        ),
+        "Porian 2024, tuned": Allocation(
+            0.50, None, "language", Source("Porian et al. 2024: RefinedWeb, all corrections, tuned at each size", "P")
+        ),
+        "DeepSeek 2024, isoFLOP": Allocation(
+            0.524, None, "language", Source("DeepSeek LLM 2024: size in FLOPs a token, without embeddings", "P")
+        ),
+        "Kaplan 2020": Allocation(
+            0.73, None, "language", Source("Kaplan et al. 2020: without embeddings and the head's FLOPs", "P")
+        ),
+        "Liang 2024, isoFLOP": Allocation(
+            0.5681, None, "images", Source("Liang et al. 2024: text and image tokens in one stream, 1e17 to 6e18", "S")
+        ),
+        "Liang 2024, cross-attention": Allocation(
+            0.54, None, "images", Source("Liang et al. 2024: the variant that attends to text", "S")
+        ),
+    }
+)
+
+
+def beside(depths: Sequence[int] = (15, 18, 21, 24, 30, 38)) -> pd.DataFrame:
+    """Parameters, and FLOPs of the scaling study, by depth: ours, counted exactly, and the paper's (nan: it says none).
+
+    Columns: depth, params, paper_params, flops (3F x 500,000 steps of 4,096 images), paper_flops, why (they differ).
+    """
+    rows = []
+    for depth in depths:
+        model = ModelConfig(depth=depth)
+        params = flops.parameters(model).total
+        spent = FIGURE_8.steps * FIGURE_8.batch * flops.train_flops(model)
+        row = {"depth": depth, "params": params, "paper_params": SIZES.get(depth, float("nan")), "flops": float(spent)}
+        row |= {"paper_flops": FIGURE_8.largest_flops if depth == max(SIZES) else float("nan")}
+        six_nd = 6 * params * (model.image_tokens + model.text_tokens) * FIGURE_8.steps * FIGURE_8.batch
+        why = []
+        if depth in SIZES:
+            ratio = params / SIZES[depth]
+            why.append(
+                "parameters: the paper's number is rounded"
+                if abs(ratio - 1) < 0.02
+                else f"parameters: ours are those of the released blocks, {ratio:.2f} times what the post says"
+            )
+        if row["paper_flops"] > 0:
+            why.append(
+                f"FLOPs: the paper's, {row['paper_flops'] / spent:.1f} times ours, are by a convention that it does "
+                f"not give; 6 N D would be {six_nd / spent:.1f} times ours"
+            )
+        rows.append(row | {"why": "; ".join(why)})
+    return pd.DataFrame(rows)

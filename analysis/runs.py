@@ -199,7 +199,7 @@ def points_on_law(
     kept = runs[runs["weights"] == weights]
     if kept.empty:
         raise UserError(f"no validation point of the {weights} weights; there are: {_listed(runs['weights'].unique())}")
-    constant = kept[~kept["cooldown"] & kept["phase"].isin(["constant", "lr_drop"])]
+    constant = constant_rate(kept)
     beginning = np.maximum(constant["warmup_steps"], skip * constant["last_step"])
     points = constant[constant["step"] >= beginning].copy()
     points["lr_drop"] = points["phase"] == "lr_drop"
@@ -225,6 +225,11 @@ def points_on_law(
     points = points.reset_index(drop=True)
     points.attrs = runs.attrs | {"notes": notes}
     return points
+
+
+def constant_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    """The validation points after the warm-up of the runs that do not end in a cooldown."""
+    return runs[~runs["cooldown"] & runs["phase"].isin(["constant", "lr_drop"])]
 
 
 def cooldown_ends(runs: pd.DataFrame, weights: Literal["ema", "raw"] = "ema") -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import re
 
-from sd3_jax.config import LENGTHS, DataConfig, ModelConfig, RunConfig
+from sd3_jax.config import LENGTHS, DataConfig, FlowConfig, ModelConfig, RunConfig
 from sd3_jax.errors import UserError
 
 CAPTION_WORDS = 6  # slots of a caption: [count, colour, shape, relation, colour, shape]
@@ -26,6 +26,21 @@ def size_problem(model: ModelConfig, data: DataConfig, height: int, width: int) 
         tokens = max(height, width) // unit
         return f"more tokens on a side ({tokens}) than model.position_grid has positions for ({model.largest_side})"
     return None
+
+
+def _check_flow(flow: FlowConfig) -> None:
+    """Refuse a flow that cannot be trained, and numbers that say nothing in it."""
+    if flow.path == "edm" and "velocity" in (flow.prediction, flow.weight):
+        raise UserError("flow.path: edm's own velocity has no bound; predict, and weigh by, one of F, v, eps")
+    said = {
+        "mode_scale": ("density", "mode", flow.density),
+        "log_sigma_mean": ("path", "edm", flow.path),
+        "log_sigma_scale": ("path", "edm", flow.path),
+        "data_scale": ("prediction", "F", "F" if "F" in (flow.prediction, flow.weight) else flow.prediction),
+    }
+    for name, (key, needed, there) in said.items():
+        if there != needed and getattr(flow, name) != getattr(FlowConfig(), name):
+            raise UserError(f"flow.{name}: {getattr(flow, name):g} is of flow.{key} {needed}, and it is {there}")
 
 
 def _check_bucket(bucket: tuple[int, ...], model: ModelConfig, data: DataConfig) -> None:
@@ -117,6 +132,7 @@ def check(config: RunConfig) -> None:
         )
     if data.layout == "free" and data.image_size < LEAST_FREE:
         raise UserError(f"data.image_size: {data.image_size} is too small for layout free; at least {LEAST_FREE}")
+    _check_flow(config.flow)
     for bucket in data.buckets:
         _check_bucket(bucket, model, data)
     if len(set(data.buckets)) < len(data.buckets):

@@ -19,8 +19,9 @@ from jaxtyping import Float, Int
 from sd3_jax import records
 from sd3_jax.data import captions
 from sd3_jax.errors import UserError
-from sd3_jax.evaluate import Pictures, Request, folder_of, partial, read_pictures, setting, write_scores
+from sd3_jax.evaluate import Request, folder_of, setting, write_scores
 from sd3_jax.evaluation import preference, proxy, scores
+from sd3_jax.evaluation.judged import Pictures, partial, read_pictures
 from sd3_jax.evaluation.scores import OVERALL
 
 PREFERENCE = "proxy-preference"

@@ -89,11 +89,21 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """The rectified-flow objective (paper sections 2 and 3): how t is drawn while training."""
+    """A formulation (paper sections 2 and 3): the path from data to noise, what of it is predicted, how t is drawn.
 
-    density: Literal["logit-normal", "uniform"] = "logit-normal"
+    A name, ``flow: eps/linear``, stands for all of it but the shift (:mod:`sd3_jax.formulations`).
+    """
+
+    path: Literal["rf", "cosine", "linear", "edm"] = "rf"  # signal and noise at each t; linear: LDM's betas
+    prediction: Literal["velocity", "eps", "v", "F"] = "velocity"  # what the network says; F: EDM's preconditioning
+    density: Literal["logit-normal", "uniform", "mode", "cosmap"] = "logit-normal"  # of the path's t, in training
     mean: float = _bounded(0.0, -10, 10)  # m of the logit-normal density
     scale: float = _bounded(1.0, 1e-3, 10)  # s of the logit-normal density
+    mode_scale: float = _bounded(1.29, -1, 2 / (math.pi - 2))  # s of the density mode: beyond, it would fold back
+    log_sigma_mean: float = _bounded(-1.2, -10, 10)  # P_m of path edm: at uniform t, log(noise / signal) is normal
+    log_sigma_scale: float = _bounded(1.2, 1e-2, 10)  # P_s
+    data_scale: float = _bounded(0.5, 1e-2, 100)  # sigma_data of the prediction F
+    weight: Literal["own", "velocity", "eps", "v", "F"] = "own"  # what the squared error is of; own: of the prediction
     shift: float = _bounded(1.0, 1e-2, 100)  # resolution shift alpha; 3 at 1024 px, 1 at 256 px
 
 
@@ -198,6 +208,13 @@ YOUNGER: dict[str, Any] = {
     "model.level_blocks": 2,
     "model.dual_attention": (),
     "data.text_sequence": False,
+    "flow.path": "rf",
+    "flow.prediction": "velocity",
+    "flow.mode_scale": 1.29,
+    "flow.log_sigma_mean": -1.2,
+    "flow.log_sigma_scale": 1.2,
+    "flow.data_scale": 0.5,
+    "flow.weight": "own",
     "model.position_grid": 0,
     "model.position_base": 0,
     "model.position_table": False,

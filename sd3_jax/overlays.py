@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from sd3_jax import formulations
 from sd3_jax.checks import check
 from sd3_jax.config import LENGTHS, RunConfig, flatten, to_dict
 from sd3_jax.errors import UserError
@@ -26,7 +27,7 @@ def resolve(*overlays: Mapping[str, Any]) -> RunConfig:
     """The defaults with each overlay laid over them in turn, coerced and validated.
 
     Keys are dotted (``model.depth``) or nested. A length (steps, images or flops) replaces the length that an
-    earlier overlay gave.
+    earlier overlay gave, and ``flow`` with a name, such as eps/linear, all of the flow but its shift.
 
     >>> resolve({"steps": 10}, {"model.depth": "4", "flops": "1e15"}).flops
     1000000000000000.0
@@ -39,6 +40,9 @@ def resolve(*overlays: Mapping[str, Any]) -> RunConfig:
             raise UserError(f"{' and '.join(lengths)} are both set: give exactly one of steps, images and flops")
         if lengths:
             values = {key: value for key, value in values.items() if key not in LENGTHS}
+        if isinstance(name := flat.get("flow"), str):
+            fields = {f"flow.{key}": value for key, value in formulations.parse(name).items()}
+            flat = fields | {key: value for key, value in flat.items() if key != "flow"}
         values |= flat
     config = _build(RunConfig, _nest(values), "")
     check(config)

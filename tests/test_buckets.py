@@ -23,7 +23,7 @@ from sd3_jax.data import scenes
 from sd3_jax.data.buckets import bucket_of
 from sd3_jax.data.composition import RELATIONS, SHAPES, TASKS
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import generate, prompts, validation
+from sd3_jax.evaluation import folders, generate, prompts, validation
 from sd3_jax.models.mmdit import MMDiT
 from sd3_jax.overlays import resolve
 from sd3_jax.sweep import plan
@@ -321,7 +321,7 @@ def test_a_picture_of_any_size_is_eulers_method_at_the_papers_positions(run: Pat
             yes, no = (apply(told, z, jnp.full(1, now), *states) for states in (text, nothing))
             z = z + (then - now) * (no + 2.0 * (yes - no))
         expected = np.clip((np.asarray(scenes.decode(z, config.data))[0] + 1) * 127.5, 0, 255)
-        image = generate.read_png(generate.image_path(out, folder, 0))[0]
+        image = folders.read_png(folders.image_path(out, folder, 0))[0]
         assert image.shape == (32, 56, 3)
         assert np.abs(image - expected).max() < 0.51
 
@@ -331,7 +331,7 @@ def test_the_command_draws_the_size_it_is_told_and_refuses_others(sd3, run: Path
     code, out, err = sd3("sample", str(run), "--size", "32x56", *few)
     assert code == 0, err
     assert "-32x56-" in out
-    picture = generate.read_png(generate.image_path(Path(out.strip()), 0, 0))[0]
+    picture = folders.read_png(folders.image_path(Path(out.strip()), 0, 0))[0]
     assert picture.shape == (32, 56, 3)
     code, square, err = sd3("sample", str(run), "--size", "40x40", *few)
     assert code == 0, err

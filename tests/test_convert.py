@@ -19,7 +19,7 @@ from tiny import tiny
 from sd3_jax import convert as converting
 from sd3_jax import records
 from sd3_jax.config import MeshConfig, ModelConfig
-from sd3_jax.evaluation import generate
+from sd3_jax.evaluation import folders, generate
 from sd3_jax.models import convert, ends
 from sd3_jax.models import tensors as files
 from sd3_jax.training import checkpoint, sharding
@@ -224,7 +224,7 @@ def test_sample_draws_with_a_converted_run_and_train_does_not_go_on_from_it(sd3,
         options = ("--prompts", "prompts.txt", "--images", "8", "--sampler-steps", "2", "--out", f"by_{run.name}")
         code, _, err = sd3("sample", str(run), *options)
         assert (code, err) == (0, "")
-    ours, theirs = (generate.read_png(generate.image_path(tmp_path / f"by_{n}", 0, 7))[0] for n in ("run", "d02"))
+    ours, theirs = (folders.read_png(folders.image_path(tmp_path / f"by_{n}", 0, 7))[0] for n in ("run", "d02"))
     np.testing.assert_array_equal(ours, theirs)
     config = tmp_path / "run" / "config.json"
     code, _, err = sd3("train", str(config), "--run", str(tmp_path / "run"), "--set", "steps=9")

@@ -14,7 +14,7 @@ from sd3_jax import cli, compare, evaluate, platform, records
 from sd3_jax.config import to_dict
 from sd3_jax.errors import UserError
 from sd3_jax.evaluate import Request
-from sd3_jax.evaluation import fidelity, generate, scene_judge, scores, truth
+from sd3_jax.evaluation import fidelity, folders, judged, scene_judge, scores, truth
 from sd3_jax.evaluation.generate import Sampler
 from sd3_jax.evaluation.prompts import GROUPS, metadata
 from sd3_jax.sweep import evaluate as fan_out
@@ -87,13 +87,14 @@ def test_every_row_says_how_it_came_to_be(rows, runs):
             "ema",
             0,
         )
-        is_distance = row["name"] == fidelity.NAME
-        assert row["features" if is_distance else "judge"] == (fidelity.VERSION if is_distance else scene_judge.VERSION)
+        versions = {fidelity.NAME: ("features", fidelity.VERSION), folders.LENGTH: ("n", 6 * 8 + 3 * 8)}
+        key, version = versions.get(row["name"], ("judge", scene_judge.VERSION))
+        assert row[key] == version
         assert row["n"] > 0
-        assert 0 <= row["value"] <= (np.inf if is_distance else 1)
+        assert 0 <= row["value"] <= (np.inf if row["name"] in versions else 1)
         assert "partial" not in row
     overall = {row["name"]: row for row in written if row["group"] == "overall" and row["step"] == 8}
-    assert {*scores.NAMES.values(), fidelity.NAME} == {*overall}
+    assert {*scores.NAMES.values(), fidelity.NAME, folders.LENGTH} == {*overall}
     assert overall[fidelity.NAME]["n"] == 6 * 8
     assert overall[fidelity.NAME]["value"] > 4 * overall[fidelity.NAME]["ceiling"]  # untrained weights
     assert overall["scene-geneval"]["n"] == 6 * 8
@@ -125,12 +126,12 @@ def test_a_changed_picture_is_judged_anew(rows, runs, tmp_path, monkeypatch):
     looked = []
     look = scene_judge.find
     monkeypatch.setattr(scene_judge, "find", lambda images, data: looked.append(len(images)) or look(images, data))
-    evaluate.judge_folder(out, tiny().data)
+    judged.judge_folder(out, tiny().data)
     assert looked == []
-    generate.write_png(generate.image_path(out, 0, 0), np.full((24, 24, 3), 125, np.uint8))
-    judged = evaluate.judge_folder(out, tiny().data)
+    folders.write_png(folders.image_path(out, 0, 0), np.full((24, 24, 3), 125, np.uint8))
+    seen = judged.judge_folder(out, tiny().data)
     assert looked == [1]
-    assert judged.measured.own[0, 0] == 0  # an empty picture is not right
+    assert seen.measured.own[0, 0] == 0  # an empty picture is not right
 
 
 def test_results_are_rows_as_genevals_evaluator_writes_them(rows, runs):
@@ -192,7 +193,7 @@ def test_a_folder_of_true_scenes_scores_one(true_folder, sd3):
 def test_pictures_that_are_not_there_are_said_and_the_rest_is_marked(true_folder, sd3, tmp_path, how):
     out = tmp_path / "pictures"
     shutil.copytree(true_folder, out)
-    path = generate.image_path(out, 2, 0)
+    path = folders.image_path(out, 2, 0)
     shutil.copy(path, path.with_name("0001.png"))
     if how == "missing":
         path.unlink()
@@ -214,10 +215,10 @@ def test_pictures_of_a_run_that_are_gone_are_said(rows, runs, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(evaluate.folder_of(runs / "d02-s0", 8, REQUEST), out)
     shutil.rmtree(out / "00003")
-    judged = evaluate.judge_folder(out, tiny().data)
-    assert len(judged.pictures.problems) == 1
-    assert "more of its pictures are missing" in judged.pictures.problems[0]
-    assert all("partial" in row for row in evaluate.score_rows(judged, {}, {}))
+    seen = judged.judge_folder(out, tiny().data)
+    assert len(seen.pictures.problems) == 1
+    assert "more of its pictures are missing" in seen.pictures.problems[0]
+    assert all("partial" in row for row in judged.score_rows(seen, {}, {}))
 
 
 def test_folders_that_cannot_be_judged(true_folder, sd3, tmp_path):
@@ -255,11 +256,11 @@ def test_a_folder_that_sample_drew_says_itself_what_it_is(runs, sd3, tmp_path):
 def test_a_corrupt_picture_of_a_run_is_drawn_again(rows, runs, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(runs / "d02-s0", path)
-    picture = generate.image_path(evaluate.folder_of(path, 8, REQUEST), 3, 0)
-    before = generate.read_png(picture)[0].astype(int)
+    picture = folders.image_path(evaluate.folder_of(path, 8, REQUEST), 3, 0)
+    before = folders.read_png(picture)[0].astype(int)
     picture.write_bytes(b"half a pic")
     again = evaluate.evaluate_run(path, REQUEST)
-    assert np.abs(generate.read_png(picture)[0] - before).max() <= 1
+    assert np.abs(folders.read_png(picture)[0] - before).max() <= 1
     assert not any("partial" in row for row in again)
 
 
@@ -351,7 +352,7 @@ def brightness(monkeypatch):
 
 
 def mean_brightness(run_dir, step):
-    pictures = evaluate.read_pictures(evaluate.folder_of(run_dir, step, REQUEST), tiny().data)
+    pictures = judged.read_pictures(evaluate.folder_of(run_dir, step, REQUEST), tiny().data)
     return pictures.images.mean(axis=(1, 2, 3)), np.array(
         [scores.group_of(pictures.prompts[p]) for p in pictures.prompt]
     )

@@ -16,7 +16,7 @@ from sd3_jax import records
 from sd3_jax.config import YOUNGER, DataConfig, scene_fields
 from sd3_jax.data import scenes
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import generate, prompts
+from sd3_jax.evaluation import folders, generate, prompts
 from sd3_jax.evaluation.generate import Sampler
 from sd3_jax.models.mmdit import MMDiT
 from sd3_jax.training import sharding
@@ -42,7 +42,7 @@ def drawn(run, asked, tmp_path_factory):
 
 
 def png(out, folder, index=0):
-    return generate.read_png(generate.image_path(out, folder, index))[0]
+    return folders.read_png(folders.image_path(out, folder, index))[0]
 
 
 def everything(out, asked):
@@ -50,9 +50,9 @@ def everything(out, asked):
 
 
 def test_the_layout_is_genevals(drawn, asked):
-    folders = sorted(path.name for path in drawn.iterdir() if path.is_dir())
-    assert folders == [f"{i:05d}" for i in range(len(asked))]
-    for folder, prompt in zip(folders, asked, strict=True):
+    named = sorted(path.name for path in drawn.iterdir() if path.is_dir())
+    assert named == [f"{i:05d}" for i in range(len(asked))]
+    for folder, prompt in zip(named, asked, strict=True):
         lines = (drawn / folder / "metadata.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == [prompt.metadata]
         names = sorted(path.name for path in (drawn / folder / "samples").iterdir())
@@ -60,7 +60,7 @@ def test_the_layout_is_genevals(drawn, asked):
         with Image.open(drawn / folder / "grid.png") as grid:
             rows, columns = -(-prompt.images // 4), min(prompt.images, 4)
             assert grid.size == (columns * 25 - 1, rows * 25 - 1)
-    assert [number for number, _, _ in generate.read_folder(drawn)] == list(range(len(asked)))
+    assert [number for number, _, _ in folders.read_folder(drawn)] == list(range(len(asked)))
 
 
 def test_a_grid_holds_the_pictures(drawn, asked):
@@ -85,14 +85,18 @@ def test_a_picture_is_eulers_method_from_the_noise_of_its_prompt_and_index(run, 
         z = jax.random.normal(key, (1, 3, 3, 16))
         text = scenes.embed_captions(jnp.asarray(asked[folder].words[None]), jnp.zeros((1, 3), bool), config.model, 3)
         nothing = [jnp.zeros_like(part) for part in text]
+        length = 0.0
         for t, t_next in ((1.0, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0.0)):
             with_text, without = (
                 apply({"params": params}, z, jnp.full(1, t), *condition) for condition in (text, nothing)
             )
-            z = z + (t_next - t) * (without + FEW.guidance * (with_text - without))
+            moved = (t_next - t) * (without + FEW.guidance * (with_text - without))
+            z, length = z + moved, length + float(jnp.linalg.norm(moved))
         pixels = np.clip(np.asarray(scenes.decode(z, config.data))[0], -1, 1)
         expected = (pixels + 1) * 127.5
         assert np.abs(png(drawn, folder, index) - expected).max() <= 0.51  # rounding, and float32
+        said = folders.read_png(folders.image_path(drawn, folder, index)).length
+        assert said == pytest.approx(length, rel=1e-3)  # four digits are kept
 
 
 def test_what_else_is_drawn_and_on_which_mesh_changes_no_picture(run, drawn, asked, tmp_path):
@@ -104,7 +108,7 @@ def test_what_else_is_drawn_and_on_which_mesh_changes_no_picture(run, drawn, ask
         params = generate.load_weights(run, config, one, 8, "ema")
         words = np.stack([few[0].words, few[1].words])
         numbers = np.array([zlib.crc32(prompt.text.encode()) for prompt in few], np.uint32)
-        alone = np.asarray(draw(params, words, numbers, np.array([0, 2]))).astype(int)
+        alone = np.asarray(draw(params, words, numbers, np.array([0, 2])).images).astype(int)
     assert np.abs(alone[0] - png(drawn, 3, 0)).max() <= 1
     assert np.abs(alone[1] - png(drawn, 0, 2)).max() <= 1
     other = generate.sample(run, 8, few, FEW, tmp_path / "few", batch=8)
@@ -127,7 +131,7 @@ def test_settings_change_the_pictures(run, drawn, asked, tmp_path):
 def test_an_interrupted_command_goes_on(run, drawn, asked, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(drawn, out)
-    lost = [generate.image_path(out, 0, 0), generate.image_path(out, 5, 0)]
+    lost = [folders.image_path(out, 0, 0), folders.image_path(out, 5, 0)]
     for path in lost:
         path.unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("samples/*.png")}
@@ -136,8 +140,8 @@ def test_an_interrupted_command_goes_on(run, drawn, asked, tmp_path):
     assert counted == [70, 2]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     for path in lost:
-        again = generate.read_png(path)[0].astype(int)
-        assert np.abs(again - generate.read_png(drawn / path.relative_to(out))[0]).max() <= 1
+        again = folders.read_png(path)[0].astype(int)
+        assert np.abs(again - folders.read_png(drawn / path.relative_to(out))[0]).max() <= 1
     generate.sample(run, 8, asked, FEW, out, report=counted.append)
     assert counted == [70, 2, 72]  # nothing is left to do
     (out / "00001" / "grid.png").unlink()
@@ -154,7 +158,7 @@ def test_no_half_picture_is_left_by_a_crash(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        generate.write_png(tmp_path / "0000.png", np.zeros((4, 4, 3), np.uint8))
+        folders.write_png(tmp_path / "0000.png", np.zeros((4, 4, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,6 +205,8 @@ def test_what_cannot_be_drawn_is_said(run, drawn, asked, tmp_path):
         ({"shift": 0.0}, "shift: 0.0"),
         ({"seed": -1}, "noise seed: -1 is out of range; valid: 0 to 4,294,967,295"),
         ({"weights": "average"}, "weights: 'average' is not one of ema, raw"),
+        ({"method": "rk4"}, "method: 'rk4' is not one of euler, heun"),
+        ({"grid": "karras"}, "grid: 'karras' is not one of uniform, own, scheduler"),
     ],
 )
 def test_samplers_out_of_range(wrong, words):
@@ -213,4 +219,4 @@ def test_an_unreadable_picture_is_named(tmp_path, content):
     path = tmp_path / "0000.png"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"0000\.png: cannot be read as a picture"):
-        generate.read_png(path)
+        folders.read_png(path)

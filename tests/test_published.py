@@ -12,9 +12,19 @@ ROWS = {"TABLE_1": 16, "TABLE_2": 10, "TABLE_3": 3, "TABLE_4": 2, "TABLE_5": 15,
 
 
 def test_every_number_has_a_source_whose_confidence_is_explained():
-    data = {name for name in vars(published) if name.isupper()} - {"SOURCES", "CONFIDENCE"}
-    assert data == set(published.SOURCES)
-    assert {source.confidence for source in published.SOURCES.values()} == set(published.CONFIDENCE)
+    data = {name for name in vars(published) if name.isupper() and name[0] != "_"} - {"SOURCES", "CONFIDENCE"}
+    assert data == {*published.SOURCES, "ALLOCATION"}
+    sources = [*published.SOURCES.values(), *(row.source for row in published.ALLOCATION.values())]
+    assert {source.confidence for source in sources} == set(published.CONFIDENCE)
+
+
+def test_exponents_lie_in_their_intervals_to_the_last_digit():
+    for name, row in published.ALLOCATION.items():
+        assert 0 < row.a < 1, name
+        if row.interval:
+            assert row.interval[0] - 0.006 <= row.a <= row.interval[1] + 0.006, name
+    besiroglu = published.ALLOCATION["Besiroglu 2024, parametric"]
+    assert besiroglu.a == pytest.approx(0.5126, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -15,6 +15,7 @@ _SOURCE_HELP = "A directory of runs, or a CSV with columns flops, params, data (
 _COLUMNS_HELP = "Headers of a CSV that have other names, such as params=N,data=D,loss=L."
 _WHERE_HELP = "Only scores of pictures drawn so, such as guidance=5. May be repeated."
 _JSON_HELP = "Write the result as JSON to this file; - for standard output."
+_FIGURE_HELP = "Also draw it: STEM.png, .pdf and .json, or one STEM-NAME of each for every figure that there is."
 _HELD_HELP = "Fit without the K largest depths (of a CSV: the K runs of most FLOPs) and predict them."
 
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help=_EXPERIMENT_HELP)]
@@ -27,5 +28,6 @@ RunsOption = Annotated[Path | None, typer.Option("--runs", metavar="DIR", help=_
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help=_WORKERS_HELP)]
 WhereOption = Annotated[list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help=_WHERE_HELP)]
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help=_JSON_HELP)]
+FigureOption = Annotated[Path | None, typer.Option("--figure", metavar="STEM", help=_FIGURE_HELP)]
 BootstrapOption = Annotated[int, typer.Option("--bootstrap", min=0, metavar="N", help="Resamples, for intervals.")]
 HeldOption = Annotated[int | None, typer.Option("--hold-out-largest", min=1, metavar="K", help=_HELD_HELP)]

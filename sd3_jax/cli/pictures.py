@@ -17,7 +17,12 @@ from sd3_jax.errors import UserError
 from sd3_jax.experiments import load_experiment
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")]
-StepsOption = Annotated[int, typer.Option("--sampler-steps", metavar="N", help="Steps of Euler's method.")]
+StepsOption = Annotated[int, typer.Option("--sampler-steps", metavar="N", help="Steps of the method.")]
+MethodOption = Annotated[str, typer.Option(help="Of integration: euler, or heun (two evaluations a step).")]
+GridOption = Annotated[
+    str,
+    typer.Option(help="Times: uniform (shifted), own (even in the time of the path) or scheduler (SD3's and SD3.5's)."),
+]
 GuidanceOption = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")]
 ShiftOption = Annotated[float, typer.Option(help="Resolution shift of the grid of times.")]
 WeightsOption = Annotated[str, typer.Option(help="Which weights: ema (averaged) or raw.")]
@@ -49,6 +54,8 @@ def sample(
     shift: ShiftOption = 1.0,
     weights: WeightsOption = "ema",
     seed: SeedOption = 0,
+    method: MethodOption = "euler",
+    grid: GridOption = "uniform",
     batch: BatchOption = 128,
 ) -> None:
     """Draw pictures with a run, in GenEval's folder layout; the same command again draws what is missing.
@@ -60,7 +67,7 @@ def sample(
     from sd3_jax.evaluation import prompts as asked
 
     config = records.load_config(run)
-    sampler = generate.Sampler(sampler_steps, guidance, shift, _weights(weights), seed)
+    sampler = generate.Sampler(sampler_steps, guidance, shift, _weights(weights), seed, method, grid)
     if prompts is not None:
         wanted = asked.read_prompts(prompts, config.data, images)
     else:
@@ -100,6 +107,16 @@ def evaluate(
     shift: ShiftOption = 1.0,
     weights: WeightsOption = "ema",
     seed: SeedOption = 0,
+    method: MethodOption = "euler",
+    grid: GridOption = "uniform",
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The settings of one of the paper's studies instead: table1 (12, at the step of the lowest loss) or "
+            "table6 (5 to 50 steps).",
+        ),
+    ] = None,
     workers: WorkersOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -109,18 +126,20 @@ def evaluate(
     evals.jsonl, and beside a folder of pictures to its scores.jsonl. Nothing is drawn or judged twice.
 
     Example: sd3-jax evaluate runs/figure8_cpu
+
+    Example: sd3-jax evaluate runs/table1_cpu --protocol table1
     """
     runs, folders = _sort(paths)
     platform.prepare()
     from sd3_jax.evaluation.generate import Sampler
 
-    sampler = Sampler(sampler_steps, guidance, shift, _weights(weights), seed)
+    sampler = Sampler(sampler_steps, guidance, shift, _weights(weights), seed, method, grid)
     rows = [row for folder in folders for row in _evaluate_folder(folder, experiment, set_, images_per_task)]
     if runs:
         from sd3_jax.evaluate import Request
 
         request = Request(images_per_task, prompt_seed, sampler)
-        rows += _evaluate_runs(runs, request, step, reference, with_preference, workers)
+        rows += _evaluate_runs(runs, request, step, reference, with_preference, workers, protocol)
     terminal.show(terminal.score_tables(rows), rows, json_file)
     partial = next((row["partial"] for row in rows if row.get("partial")), None)
     if partial:
@@ -134,6 +153,7 @@ def _evaluate_runs(
     reference: Path | None,
     preference: bool,
     workers: int | None,
+    protocol: str | None,
 ) -> list[dict[str, Any]]:
     from sd3_jax import compare
     from sd3_jax import evaluate as evaluation
@@ -145,33 +165,41 @@ def _evaluate_runs(
         whom = next((run for run in runs if run.resolve() == reference.resolve()), reference)
         runs = runs if whom in runs else [*runs, *_with_checkpoints([reference])]
     due = _due(runs, steps, whom)
-    preference = preference and (len(due) > 1 or max(map(len, due.values())) > 1)
+    if protocol == "table1" and not steps:
+        due = {run: [evaluation.best_step(run)] for run in due}
+    requests = [request] if protocol is None else evaluation.protocol(protocol, request)
+    preference = preference and protocol is None and (len(due) > 1 or max(map(len, due.values())) > 1)
     if preference:
         compare.check_comparable(list(due))
-    folders = {run: [evaluation.folder_of(run, step, request) for step in own] for run, own in due.items()}
-    pictures = {run: evaluation.pictures_due(run, request, own) for run, own in due.items()}
+    folders = [evaluation.folder_of(run, step, one) for run, own in due.items() for one in requests for step in own]
+    pictures = {run: len(requests) * evaluation.pictures_due(run, request, own) for run, own in due.items()}
     workers = default_workers(len(due)) if workers is None else workers
     if min(workers, len(due)) > 1:
         costs = {run: fan_out.cost(run, pictures[run]) for run in due}
-        command = fan_out.runs_command(_options(request), due)
+        options = [*_options(request), *(("--protocol", protocol) if protocol else ())]
+        command = fan_out.runs_command(
+            options, {run: [] if protocol and not steps else own for run, own in due.items()}
+        )
         console = Console(stderr=True)
-        fan_out.evaluate(costs, workers, console, command, [f for own in folders.values() for f in own], pictures)
+        fan_out.evaluate(costs, workers, console, command, folders, pictures)
     else:
         for run, own in due.items():
             with _progress(run.resolve().name, pictures[run]) as report:
-                evaluation.evaluate_run(run, request, own, report)
+                for one in requests:
+                    evaluation.evaluate_run(run, one, own, report)
     names = compare.names_of(list(due))
     label = None
     if preference:
         whom = compare.default_reference(list(due)) if whom is None else whom
         label = f"{names[whom]}@{max(due[whom])}"
         compare.compare(due, whom, request, whom.resolve().parent / compare.PROXY)
-    asked = {run: evaluation.setting(records.load_config(run), request) for run in due}
+    asked = {run: [evaluation.setting(records.load_config(run), one) for one in requests] for run in due}
     return [
         {"run": names[run], **row}
         for run, own in due.items()
         for row in records.read_scores(run / "evals.jsonl")[0]
-        if row.get("step") in own and asked[run].items() <= row.items() and row.get("reference") in (None, label)
+        if row.get("step") in own and any(one.items() <= row.items() for one in asked[run])
+        if row.get("reference") in (None, label)
     ]
 
 
@@ -207,6 +235,8 @@ def _options(request: Any) -> list[str]:
         "--shift": sampler.shift,
         "--weights": sampler.weights,
         "--seed": sampler.seed,
+        "--method": sampler.method,
+        "--grid": sampler.grid,
     }
     return [str(part) for pair in named.items() for part in pair]
 
@@ -214,18 +244,16 @@ def _options(request: Any) -> list[str]:
 def _evaluate_folder(
     folder: Path, experiment: str | None, set_: list[str] | None, images_per_task: int
 ) -> list[dict[str, Any]]:
-    from sd3_jax import evaluate as evaluation
-    from sd3_jax.evaluation import truth
+    from sd3_jax.evaluation import judged, truth
 
     if experiment is not None:
         config = overlays.resolve({"steps": 1}, load_experiment(experiment), overlays.parse_assignments(set_ or []))
         data = config.data
     else:
-        data = evaluation.data_of(folder)
-    judged = evaluation.judge_folder(folder, data)
-    ceilings = truth.ceilings(data, None, images_per_task)
-    rows = evaluation.score_rows(judged, ceilings, {})
-    rows += evaluation.distance_rows(judged.pictures, data, None, {})
+        data = judged.data_of(folder)
+    found = judged.judge_folder(folder, data)
+    rows = judged.score_rows(found, truth.ceilings(data, None, images_per_task), {})
+    rows += judged.distance_rows(found.pictures, data, None, {})
     records.write_rows(folder / "scores.jsonl", rows)
     return [{"run": folder.resolve().name, **row} for row in rows]
 

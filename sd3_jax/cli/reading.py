@@ -10,6 +10,7 @@ from sd3_jax import overlays, terminal
 from sd3_jax.cli.options import (
     BootstrapOption,
     ColumnsOption,
+    FigureOption,
     HeldOption,
     JsonOption,
     RunsArgument,
@@ -31,17 +32,19 @@ def fit(
     breaks: Annotated[int, typer.Option(metavar="N", help="Breaks of bnsl, 1 to 3.")] = 1,
     columns: ColumnsOption = None,
     json_file: JsonOption = None,
+    figure_stem: FigureOption = None,
 ) -> None:
     """Fit a scaling law, with intervals, and predict what was held out.
 
     L = E + A / N^alpha + B / D^beta unless another is asked for; power, saturating and bnsl are functions of FLOPs.
+    Figures: residuals, and of a law of N and D the frontier.
 
-    Example: sd3-jax fit runs/figure8_cpu
+    Example: sd3-jax fit runs/figure8_cpu --figure figures/fit
 
     Example: sd3-jax fit table.csv --columns params=N,data=D --drop-worst 5 --hold-out-largest 3 --json -
     """
     import analysis
-    from analysis import report, robustness
+    from analysis import frontier, report, robustness
 
     of_runs = source.is_dir()
     table: Any = load_runs(source) if of_runs else None
@@ -71,32 +74,32 @@ def fit(
             "curves": {str(depth): curve._asdict() for depth, curve in curves.items()},
         }
     terminal.show([*text, "under other choices:", other.to_string()], numbers, json_file)
+    if figure_stem is not None:
+        drawings = {"residuals": analysis.residual_figure(fitted, points)}
+        if fitted.form in frontier.IMPLYING and "flops" in points:
+            drawings["frontier"] = analysis.frontier_figure(fitted, points)
+        _save(drawings, figure_stem, json_file)
 
 
 def isoflop(
     source: SourceArgument,
     columns: ColumnsOption = None,
     json_file: JsonOption = None,
-    figure_stem: Annotated[
-        Path | None, typer.Option("--figure", metavar="STEM", help="Also draw it: STEM.png, STEM.pdf, STEM.json.")
-    ] = None,
+    figure_stem: FigureOption = None,
 ) -> None:
     """Find the best size at each FLOP budget, and how it grows with the budget.
 
     Example: sd3-jax isoflop runs/isoflop_cpu --figure figures/isoflop_cpu
 
-    Example: sd3-jax isoflop table.csv --json -
+    Example: sd3-jax isoflop table.csv --figure figures/table --json -
     """
     import analysis
     from analysis import report
     from analysis.flags import FLAGS
 
     if source.is_dir():
-        table = load_runs(source)
-        found = analysis.isoflop(table)
+        found = analysis.isoflop(load_runs(source))
         numbers = report.isoflop_numbers(found)
-    elif figure_stem is not None:
-        raise UserError("--figure: only runs are drawn; of a table there is --json")
     else:
         points = _load_table(source, columns)
         missing = [name for name in ("params", "flops") if name not in points]
@@ -108,13 +111,13 @@ def isoflop(
     sentences = [FLAGS[flag] for flag in found.flags]
     terminal.show([*lines, f"intervals: {found.how}", *sentences], numbers, json_file)
     if figure_stem is not None:
-        drawing = analysis.isoflop_figure(table)
-        terminal.written(analysis.save(drawing.figure, drawing.numbers, figure_stem), json_file)
+        terminal.written(analysis.save(*analysis.isoflop_figure(found), figure_stem), json_file)
 
 
 def predict(
     source: SourceArgument,
     flops: Annotated[list[float], typer.Option(help="Training FLOPs to be spent, C = 3F x images. May be repeated.")],
+    law: Annotated[str, typer.Option(help="A law of N and D: chinchilla or equal-exponent.")] = "chinchilla",
     bootstrap: BootstrapOption = 1000,
     held: HeldOption = None,
     roll: Annotated[
@@ -123,39 +126,44 @@ def predict(
     where: WhereOption = None,
     columns: ColumnsOption = None,
     json_file: JsonOption = None,
+    figure_stem: FigureOption = None,
 ) -> None:
     """Predict the best size, images, loss and scores at a budget not yet spent, with 80 % and 95 % intervals.
 
-    Scores of runs that sd3-jax evaluate judged follow from the loss; one resample of the runs refits both.
+    Scores of runs that sd3-jax evaluate judged follow from the loss; one resample of the runs refits both. Figures:
+    the frontier, and what was held out.
 
     Example: sd3-jax predict runs/figure8_cpu --flops 1e13 --rolling
 
     Example: sd3-jax predict table.csv --flops 1e22 --hold-out-largest 3 --json -
     """
     import analysis
-    from analysis import report
+    from analysis import frontier, report
 
     of_runs = source.is_dir()
+    names = [form.name for form in frontier.IMPLYING]
+    if law not in names:
+        raise UserError(f"--law: {law!r} is no law of N and D; predict takes {' or '.join(names)}")
     if not all(0 < budget < float("inf") for budget in flops):
         raise UserError("--flops: a budget is a positive number")
     if where and not of_runs:
         raise UserError("--where: is for runs, whose pictures have scores; a table has none")
     points = analysis.points_on_law(load_runs(source)) if of_runs else _load_table(source, columns)
-    law = analysis.fit_points(points, resamples=bootstrap)
-    found = analysis.outlook(law, points, flops, _scores(source, where) if of_runs else None)
+    fitted = analysis.fit_points(points, law=law, resamples=bootstrap)
+    found = analysis.outlook(fitted, points, flops, _scores(source, where) if of_runs else None)
     hold_out = None
     if held is not None:
-        hold_out = analysis.hold_out_largest(points, held, resamples=bootstrap)
+        hold_out = analysis.hold_out_largest(points, held, law=law, resamples=bootstrap)
     elif of_runs:
-        hold_out = _hold_out(points, resamples=bootstrap)
-    rolled = analysis.rolling(points, resamples=min(bootstrap, 200)) if roll else ()
+        hold_out = _hold_out(points, law=law, resamples=bootstrap)
+    rolled = analysis.rolling(points, law=law, resamples=min(bootstrap, 200)) if roll else ()
     lines = [line for one in found for line in report.outlook_lines(one, of_runs)]
     if hold_out is not None:
         lines.append(report.held_out_sentence(hold_out))
         lines += report.held_out_lines(hold_out.each) if hold_out.each else []
     if rolled:
         lines += ["each predicted from those below it:", *report.held_out_lines(rolled)]
-    numbers = report.as_dict(law, hold_out) | report.details(law)
+    numbers = report.as_dict(fitted, hold_out) | report.details(fitted)
     value = {
         "predictions": [report.outlook_dict(one, of_runs) for one in found],
         "rolling": [report.held_out_dict(one) for one in rolled],
@@ -163,6 +171,12 @@ def predict(
     }
     notes = dict.fromkeys(note for one in found for note in one.notes)
     terminal.show([*lines, *notes, *numbers["sentences"]], value, json_file)
+    if figure_stem is not None:
+        drawings = {"frontier": analysis.frontier_figure(fitted, points, at=flops)}
+        held_out = rolled or ((hold_out,) if hold_out is not None else ())
+        if held_out:
+            drawings["held-out"] = analysis.held_out_figure(held_out)
+        _save(drawings, figure_stem, json_file)
 
 
 def correlate(
@@ -237,6 +251,15 @@ def figure(
         else:
             drawing = analysis.figure8(table, scores)
     terminal.written(analysis.save(drawing.figure, drawing.numbers, out / name))
+
+
+def _save(drawings: dict[str, Any], stem: Path, json_file: str | None) -> None:
+    """Write each drawing as STEM-NAME, and say so."""
+    import analysis
+
+    for name, drawing in drawings.items():
+        named = stem.with_name(f"{stem.name}-{name}")
+        terminal.written(analysis.save(drawing.figure, drawing.numbers, named), json_file)
 
 
 def load_runs(runs: Path) -> Any:

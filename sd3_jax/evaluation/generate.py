@@ -13,11 +13,9 @@ and those that are there are not drawn again.
 """
 
 import dataclasses
-import io
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,17 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8, UInt32
-from PIL import Image
 
 from sd3_jax import bucket, records
 from sd3_jax.checks import size_problem
 from sd3_jax.config import RunConfig, fingerprint, scene_fields
 from sd3_jax.data import scenes
 from sd3_jax.errors import UserError
+from sd3_jax.evaluation import folders
 from sd3_jax.evaluation import prompts as asked
 from sd3_jax.evaluation.prompts import Prompt
 from sd3_jax.flops import total_steps
-from sd3_jax.flow import samplers
+from sd3_jax.flow import objectives, samplers
 from sd3_jax.training import checkpoint, sharding
 from sd3_jax.training.step import make_init, make_model
 
@@ -47,13 +45,22 @@ BATCH = 128  # pictures at once, unless told
 
 @dataclass(frozen=True)
 class Sampler:
-    """How pictures are drawn from a velocity: Euler's method over a shifted grid of times, guided."""
+    """How pictures are drawn from a velocity: a method over a shifted grid of times, guided."""
 
     steps: int = 25
     guidance: float = 3.0  # 1: none
     shift: float = 1.0  # resolution shift of the grid of times
     weights: Literal["ema", "raw"] = "ema"
     seed: int = 0
+    method: str = "euler"  # of samplers.METHODS
+    grid: str = "uniform"  # of samplers.GRIDS
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields as rows of scores have them; the grid only where it is not the usual one."""
+        fields = {"sampler": self.method, **dataclasses.asdict(self)}
+        del fields["method"]
+        return {key: value for key, value in fields.items() if (key, value) != ("grid", "uniform")}
 
     def __post_init__(self) -> None:
         for name, low, high in (("steps", 1, 1000), ("guidance", 0, 100), ("shift", 0.01, 100), ("seed", 0, 2**32 - 1)):
@@ -61,14 +68,24 @@ class Sampler:
             if not low <= value <= high:
                 label = {"steps": "sampler steps", "seed": "noise seed"}.get(name, name)
                 raise UserError(f"{label}: {value} is out of range; valid: {low:,} to {high:,}")
-        if self.weights not in ("ema", "raw"):
-            raise UserError(f"weights: {self.weights!r} is not one of ema, raw")
+        choices = {"weights": ("ema", "raw"), "method": tuple(samplers.METHODS), "grid": tuple(samplers.GRIDS)}
+        for name, valid in choices.items():
+            if getattr(self, name) not in valid:
+                raise UserError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(valid)}")
 
     @property
     def name(self) -> str:
         """What tells samplers apart, as part of a file name."""
         shift = f"-shift{self.shift:g}" if self.shift != 1 else ""
-        return f"{self.weights}-euler{self.steps}-cfg{self.guidance:g}{shift}-seed{self.seed}"
+        grid = f"-{self.grid}" if self.grid != "uniform" else ""
+        return f"{self.weights}-{self.method}{self.steps}{grid}-cfg{self.guidance:g}{shift}-seed{self.seed}"
+
+
+class Drawn(NamedTuple):
+    """Pictures, and how far the latent of each went from noise (paper Table 6)."""
+
+    images: UInt8[Array, "b H W 3"]
+    length: Float[Array, " b"]
 
 
 class Job(NamedTuple):
@@ -102,28 +119,29 @@ def check_size(config: RunConfig, size: scenes.Size) -> scenes.Size | None:
 
 
 def make_draw(config: RunConfig, mesh: Mesh, sampler: Sampler, size: scenes.Size | None = None) -> Any:
-    """``draw(params, words [b 6], prompt [b], index [b]) -> uint8 pictures [b H W 3]``, jitted, on every process whole.
+    """``draw(params, words [b 6], prompt [b], index [b]) -> Drawn``, jitted, on every process whole.
 
     ``prompt`` is a number that stands for the prompt's text. ``size``: in pixels; else square, as in validation.
     """
     model, data = make_model(config.model, config.mesh), config.data
     height, width = (side // data.downsample for side in size or (data.image_size, data.image_size))
     shape = (height, width, config.model.latent_channels)
-    grid = samplers.time_grid(sampler.steps, sampler.shift)
+    grid = samplers.GRIDS[sampler.grid](sampler.steps, sampler.shift, config.flow)
+    first = samplers.first_time(config.flow)
 
-    def draw(
-        params: Any, words: Int[Array, "b 6"], prompt: UInt32[Array, " b"], index: Int[Array, " b"]
-    ) -> UInt8[Array, "b H W 3"]:
+    def velocity_given(params: Any, *text: Any) -> objectives.Velocity:
+        return objectives.velocity_of(lambda z, t: model.apply({"params": params}, z, t, *text), config.flow)
+
+    def draw(params: Any, words: Int[Array, "b 6"], prompt: UInt32[Array, " b"], index: Int[Array, " b"]) -> Drawn:
         key = jax.vmap(lambda p, i: scenes.example_key(sampler.seed, scenes.EVALUATION, p, i))(prompt, index)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)
         dropped = jnp.zeros((len(words), data.text_parts), bool)
         caption = scenes.embed_captions(words, dropped, config.model, data.text_parts, data.text_sequence)
         nothing = scenes.unconditional(config.model, len(words))
-        conditional, unconditional = (
-            lambda z, t, text=text: model.apply({"params": params}, z, t, *text) for text in (caption, nothing)
-        )
-        latents = samplers.euler(samplers.guided(conditional, unconditional, sampler.guidance), noise, grid)
-        return to_uint8(scenes.decode(latents, data))
+        conditional, unconditional = (velocity_given(params, *text) for text in (caption, nothing))
+        velocity = samplers.guided(conditional, unconditional, sampler.guidance)
+        latents, length = samplers.integrate(velocity, samplers.begin(noise, first), grid, sampler.method)
+        return Drawn(to_uint8(scenes.decode(latents, data)), length)
 
     batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return jax.jit(draw, in_shardings=(None, batch, batch, batch), out_shardings=whole)
@@ -197,60 +215,11 @@ def _draw_jobs(
         padded = [*chunk, *[chunk[-1]] * (size - len(chunk))]
         words = np.stack([job.words for job in padded])
         numbers = np.array([zlib.crc32(job.text.encode()) for job in padded], np.uint32)
-        images = np.asarray(draw(params, words, numbers, np.array([job.number for job in padded])))
+        drawn = draw(params, words, numbers, np.array([job.number for job in padded]))
         if jax.process_index() == 0:
-            for job, image in zip(chunk, images, strict=False):
-                write_png(image_path(out, job.folder, job.number), image)
+            for job, image, length in zip(chunk, *map(np.asarray, drawn), strict=False):
+                folders.write_png(folders.image_path(out, job.folder, job.number), image, float(length))
         report(len(chunk))
-
-
-def image_path(out: Path, folder: int, index: int) -> Path:
-    """Where GenEval looks for a picture."""
-    return out / f"{folder:05d}" / "samples" / f"{index:04d}.png"
-
-
-def write_png(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Write a picture whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        Image.fromarray(image).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_png(path: Path) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
-    """A picture and a checksum of its file. Raises UserError if it is missing or not a picture."""
-    try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("RGB")), zlib.crc32(content)
-    except FileNotFoundError:
-        raise UserError(f"{path}: is missing") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow raises all of them
-        raise UserError(f"{path}: cannot be read as a picture; delete it and sample again") from None
-
-
-def read_folder(out: Path) -> Iterator[tuple[int, dict[str, Any], list[Path]]]:
-    """Each prompt of a folder in GenEval's layout: its number, its metadata and its pictures in order.
-
-    Raises UserError if there is none, or for metadata that is not a JSON object with a prompt.
-    """
-    folders = sorted(path for path in out.iterdir() if path.name.isdigit()) if out.is_dir() else []
-    if not folders:
-        raise UserError(f"{out}: holds no pictures in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png)")
-    for folder in folders:
-        path = folder / "metadata.jsonl"
-        try:
-            metadata = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: is missing") from None
-        except ValueError:
-            raise UserError(f"{path}: is not one JSON object") from None
-        if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):
-            raise UserError(f"{path}: has no prompt")
-        images = sorted((p for p in (folder / "samples").glob("*.png") if p.stem.isdigit()), key=lambda p: int(p.stem))
-        yield int(folder.name), metadata, images
 
 
 def _settings(
@@ -259,8 +228,7 @@ def _settings(
     return {
         "identity": fingerprint(config),  # of the run, whatever its directory is called
         "step": step,
-        "sampler": "euler",
-        **dataclasses.asdict(sampler),
+        **sampler.settings,
         "prompts": asked.fingerprint(prompts),
         "images": sum(prompt.images for prompt in prompts),
         "size": list(size) if size else None,  # of the pictures, height and width; None: data.image_size squared
@@ -297,32 +265,19 @@ def _missing(out: Path, prompts: Sequence[Prompt]) -> list[Job]:
         Job(folder, index, prompt.words, prompt.text)
         for folder, prompt in enumerate(prompts)
         for index in range(prompt.images)
-        if not _is_picture(image_path(out, folder, index))
+        if not _is_picture(folders.image_path(out, folder, index))
     ]
 
 
 def _is_picture(path: Path) -> bool:
     """Whether a picture is there and can be read: one that cannot is drawn again."""
     try:
-        read_png(path)
+        folders.read_png(path)
     except UserError:
         return False
     return True
 
 
 def _write_grid(out: Path, folder: int, number: int) -> None:
-    images = [read_png(image_path(out, folder, index))[0] for index in range(number)]
-    write_png(out / f"{folder:05d}" / "grid.png", tile(np.stack(images), columns=4))
-
-
-def tile(images: UInt8[np.ndarray, "n H W 3"], columns: int) -> UInt8[np.ndarray, "X Y 3"]:
-    """Pictures on one white sheet, row by row, a thin line between them."""
-    n, height, width, _ = images.shape
-    gap = max(1, height // 24)
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        sheet[y : y + height, x : x + width] = image
-    return sheet
+    images = [folders.read_png(folders.image_path(out, folder, index)).image for index in range(number)]
+    folders.write_png(out / f"{folder:05d}" / "grid.png", folders.tile(np.stack(images), columns=4))

@@ -2,7 +2,8 @@
 
 The same examples, and for each (example, level) the same noise; levels t = k/8, k = 0..8. The loss is the mean
 over k = 0..7: at t = 1 the input says nothing of the image. (At t = 0 the optimum is Var(eps) = 1, a constant
-eighth of the mean.) Text is never dropped.
+eighth of the mean.) Text is never dropped. Whatever a network predicts, it is asked for the velocity of the straight
+path at these levels, so that formulations are measured by one loss, at the same log-SNRs.
 """
 
 from functools import partial
@@ -49,7 +50,8 @@ def make_eval(config: RunConfig, model: nn.Module, mesh: Mesh) -> Any:
     def losses(params: Any, batch: scenes.Batch, eps: Float[Array, "b levels h w c"]) -> Float[Array, "levels b"]:
         def at(level: tuple[Float[Array, ""], Float[Array, "b h w c"]]) -> Float[Array, " b"]:
             t, eps = level
-            velocity = lambda z, t: model.apply({"params": params}, z, t, batch.tokens, batch.pooled)  # noqa: E731
+            network = lambda z, t: model.apply({"params": params}, z, t, batch.tokens, batch.pooled)  # noqa: E731
+            velocity = objectives.velocity_of(network, config.flow)
             return objectives.velocity_loss(velocity, batch.x0, eps, jnp.full(len(eps), t))
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for layers.along_batch

@@ -1,32 +1,65 @@
-"""From noise to data: time grids, classifier-free guidance, and Euler's method over a velocity function."""
+"""From noise to data: time grids, classifier-free guidance, and two methods of integration over a velocity function.
+
+All on the straight path, z = (1 - t) x0 + t eps. There Euler's step is that of DDIM on any other path between the same
+log-SNRs: z_next = (1 - t_next) x0_hat + t_next eps_hat. So what a path of its own is to a sampler is its grid.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sd3_jax.flow import timesteps
+from sd3_jax.config import FlowConfig
+from sd3_jax.flow import paths, timesteps
 from sd3_jax.flow.objectives import Velocity
 
 
-def time_grid(steps: int, shift: float = 1.0) -> Float[Array, " steps+1"]:
-    """Times from 1 to 0, equidistant before the resolution shift (paper section 5.3.2)."""
-    return timesteps.shift(jnp.linspace(1.0, 0.0, steps + 1), shift)
+def time_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRAIGHT) -> Float[Array, " steps+1"]:
+    """Times from noise to 0, equidistant before the resolution shift (paper section 5.3.2).
+
+    They begin at 1, or where the formulation's own path does.
+    """
+    first = first_time(flow)
+    first = first / (shift - (shift - 1) * first)  # which the shift brings back
+    return timesteps.shift(jnp.linspace(first, 0.0, steps + 1), shift)
 
 
-def scheduler_grid(steps: int, shift: float = 1.0) -> Float[Array, " steps+1"]:
-    """The times of diffusers' FlowMatchEulerDiscreteScheduler and of the reference code, for comparing with them.
+def own_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRAIGHT) -> Float[Array, " steps+1"]:
+    """Times that are equidistant in the time of the formulation's own path, which is 0 to 1 in training."""
+    _, b = paths.shares(jnp.linspace(paths.ends(flow)[1], 0.0, steps + 1), flow)
+    return timesteps.shift(jnp.where(jnp.arange(steps + 1) < steps, b, 0.0), shift)
+
+
+def scheduler_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRAIGHT) -> Float[Array, " steps+1"]:
+    """The times of diffusers' FlowMatchEulerDiscreteScheduler and of the reference code, as SD3 and SD3.5 are sampled.
 
     Equidistant from 1 to the shifted 1/1000, shifted again, then 0: the last step is long.
     """
     last = shift / (1000 + shift - 1)
     times = np.linspace(1.0, last, steps)  # float64 throughout, as there
     times = shift * times / (1 + (shift - 1) * times)
-    return jnp.asarray(np.append(times, 0.0), jnp.float32)
+    return jnp.asarray(np.append(times * first_time(flow), 0.0), jnp.float32)
+
+
+def first_time(flow: FlowConfig) -> float:
+    """Where on the straight path a formulation's own path begins: 1 if in pure noise."""
+    with jax.ensure_compile_time_eval():
+        return float(paths.shares(jnp.float32(paths.ends(flow)[1]), flow)[1])
+
+
+def begin(noise: Float[Array, "b h w c"], first: float) -> Float[Array, "b h w c"]:
+    """Where sampling begins: noise, as large as data of unit variance and noise are at the time ``first``."""
+    return noise if first == 1 else noise * float(np.hypot(1 - first, first))
 
 
 def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
-    """Classifier-free guidance, v = v_uncond + scale (v_cond - v_uncond); scale 1 is no guidance."""
+    """Classifier-free guidance, v = v_uncond + scale (v_cond - v_uncond); scale 1 is no guidance.
+
+    It is the same of any prediction: for one z each is an affine function of every other.
+    """
 
     def velocity(z: Float[Array, "b h w c"], t: Float[Array, " b"]) -> Float[Array, "b h w c"]:
         base = unconditional(z, t)
@@ -35,14 +68,40 @@ def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velo
     return conditional if scale == 1 else velocity
 
 
-def euler(
-    velocity: Velocity, noise: Float[Array, "b h w c"], grid: Float[Array, " steps+1"]
-) -> Float[Array, "b h w c"]:
-    """Integrate dz = v dt along ``grid`` from noise: z <- z + (t_next - t) v(z, t)."""
+def euler(velocity: Velocity, noise: Float[Array, "b h w c"], grid: Float[Array, " n"]) -> Float[Array, "b h w c"]:
+    """Integrate dz = v dt along ``grid`` from noise: z <- z + (t_next - t) v(z, t). Its error is of first order."""
+    return integrate(velocity, noise, grid, "euler")[0]
 
-    def step(z: Float[Array, "b h w c"], interval: tuple) -> tuple[Float[Array, "b h w c"], None]:
-        t, t_next = interval
-        return z + (t_next - t) * velocity(z, jnp.full(z.shape[0], t)), None
 
-    z, _ = jax.lax.scan(step, noise, (grid[:-1], grid[1:]))
-    return z
+def heun(velocity: Velocity, noise: Float[Array, "b h w c"], grid: Float[Array, " n"]) -> Float[Array, "b h w c"]:
+    """Heun's method: the mean of the velocities at both ends of a step. Second order, at two evaluations a step."""
+    return integrate(velocity, noise, grid, "heun")[0]
+
+
+def integrate(
+    velocity: Velocity, noise: Float[Array, "b h w c"], grid: Float[Array, " n"], method: str = "euler"
+) -> tuple[Float[Array, "b h w c"], Float[Array, " b"]]:
+    """Where a method of METHODS arrives, and the length of its path, sum ||z_next - z|| (paper Table 6)."""
+    step = METHODS[method]
+
+    def one(carry: tuple[Any, Any], interval: tuple[Any, Any]) -> tuple[tuple[Any, Any], None]:
+        z, length = carry
+        moved = step(velocity, z, *interval)
+        return (z + moved, length + jnp.sqrt(jnp.sum(jnp.square(moved), axis=(1, 2, 3)))), None
+
+    (z, length), _ = jax.lax.scan(one, (noise, jnp.zeros(len(noise))), (grid[:-1], grid[1:]))
+    return z, length
+
+
+def _euler_step(velocity: Velocity, z: Any, t: Any, t_next: Any) -> Any:
+    return (t_next - t) * velocity(z, jnp.full(z.shape[0], t))
+
+
+def _heun_step(velocity: Velocity, z: Any, t: Any, t_next: Any) -> Any:
+    here = velocity(z, jnp.full(z.shape[0], t))
+    there = velocity(z + (t_next - t) * here, jnp.full(z.shape[0], t_next))
+    return (t_next - t) * (here + there) / 2
+
+
+METHODS: dict[str, Callable[..., Any]] = {"euler": _euler_step, "heun": _heun_step}
+GRIDS: dict[str, Callable[..., Any]] = {"uniform": time_grid, "own": own_grid, "scheduler": scheduler_grid}

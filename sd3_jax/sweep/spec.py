@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sd3_jax import config as configs
-from sd3_jax import overlays
+from sd3_jax import formulations, overlays
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.experiments import load_experiment
@@ -41,6 +41,7 @@ _SHORT = {
     "model.architecture": "",
     "model.weight_sets": "sets",
     "model.head_dim": "h",
+    "flow": "",
 }
 _SCIENTIFIC = ("flops", "optimizer.learning_rate")
 _NAME_LENGTH = 100
@@ -150,7 +151,8 @@ def _base(experiment: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str,
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
-    return dict(configs.flatten(configs.to_dict(config)))
+    """The fields of a run, and the name of its formulation as an entry may give it."""
+    return dict(configs.flatten(configs.to_dict(config))) | {"flow": formulations.name_of(config.flow)}
 
 
 def _is_named(key: str, choices: int, base: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
@@ -182,6 +184,8 @@ def _text(key: str, value: Any) -> str:
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if key == "flow":  # rf/lognorm(0.00, 1.00): rf-lognorm0.00_1.00
+        return re.sub(r"[()]", "", value).replace(", ", "_").replace("/", "-").lower()
     return re.sub(r"[^\w.-]+", "_", f"_{value}".lower())  # of a path too
 
 

@@ -72,7 +72,7 @@ def make_begin(config: RunConfig, steps: int) -> Any:
 
 
 class Examples(NamedTuple):
-    """A training batch: the data's part, and where on the path each example is looked at."""
+    """A training batch: the data's part, and where on the path each example is looked at (at the path's own time)."""
 
     batch: scenes.Batch
     eps: Float[Array, "b h w c"]
@@ -108,8 +108,8 @@ def make_step(config: RunConfig, steps: int) -> Any:
 
     def loss(params: Any, examples: Examples) -> Float[Array, ""]:
         (x0, tokens, pooled), eps, t = examples
-        velocity = lambda z, t: model.apply({"params": params}, z, t, tokens, pooled)  # noqa: E731
-        return jnp.mean(objectives.velocity_loss(velocity, x0, eps, t))
+        network = lambda z, t: model.apply({"params": params}, z, t, tokens, pooled)  # noqa: E731
+        return jnp.mean(objectives.loss(network, config.flow, x0, eps, t))
 
     def mean_gradient(params: Any, examples: Examples) -> tuple[Float[Array, ""], Any]:
         """Of the whole batch, in ``accumulate`` parts one after another: each device keeps its own examples."""
