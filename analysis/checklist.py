@@ -308,6 +308,7 @@ QUESTIONS: dict[str, dict[str, Callable[[Evidence], Answer]]] = {
     },
     TRAINING: {
         "depth and width of every run": _of(recipe.sizes),
+        "what is predicted, and at which times": _of(recipe.objective),
         "steps and batch": _of(recipe.length),
         "learning rate": _of(recipe.rate),
         "schedule and warm-up": _of(recipe.rates),

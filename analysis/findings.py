@@ -7,17 +7,20 @@ it instead of leaving it out.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from analysis import frontier, quality, report
+from analysis.allocation import frontier_figure, isoflop_figure
 from analysis.approaches import Comparison, compare_approaches
 from analysis.backbones import figure4
+from analysis.beside import exponents_figure, geneval_by_depth
 from analysis.checklist import Evidence, Item, checklist
+from analysis.diagnostics import held_out_figure, levels_figure, residual_figure
 from analysis.drawing import Drawing, jsonable
-from analysis.figures import figure8, isoflop_figure
+from analysis.figures import figure8
 from analysis.frontier import Envelope
 from analysis.isoflop import IsoFlop, isoflop, isoflop_points
 from analysis.laws import MIN_RESAMPLES, Law, fit_points
@@ -129,7 +132,15 @@ def gather(
     say("relating scores to the loss")
     relations = {} if judged is None else _relations(judged, resamples)
     say("drawing")
-    figures = _figures(source, runs, judged, valleys, resamples)
+    parts = {
+        "points": points,
+        "law": law,
+        "hold_out": hold_out,
+        "rolled": rolled,
+        "compared": compared,
+        "valleys": valleys,
+    }
+    figures = _figures(source, runs, scores, resamples, **parts)
     notes = points.attrs["notes"] if not isinstance(points, Missing) else table.attrs["notes"]
     notes = tuple(dict.fromkeys([*notes, *(judged.attrs["notes"] if judged is not None else ())]))
     evidence = Evidence(
@@ -195,9 +206,13 @@ def _relations(scores: pd.DataFrame, resamples: int) -> dict[str, Relation]:
 
 
 def _outlook(law: Law, points: pd.DataFrame, scores: pd.DataFrame | None) -> tuple[Outlook, ...]:
+    return outlook(law, points, _budgets(law), scores)
+
+
+def _budgets(law: Law) -> list[float]:
     if not {"params", "images", "flops"} <= law.ranges.keys():
         raise UserError("the points have no sizes, data and FLOPs to go beyond")
-    return outlook(law, points, [times * law.ranges["flops"][1] for times in FARTHER], scores)
+    return [times * law.ranges["flops"][1] for times in FARTHER]
 
 
 def rivals_of(law: Law, points: pd.DataFrame) -> pd.DataFrame:
@@ -219,19 +234,33 @@ def rivals_of(law: Law, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _figures(
-    source: Path, runs: pd.DataFrame | None, scores: pd.DataFrame | None, valleys: IsoFlop | Missing, resamples: int
+    source: Path, runs: pd.DataFrame | None, scores: pd.DataFrame | Missing, resamples: int, **parts: Any
 ) -> dict[str, Drawing | Missing]:
     """Every figure, or why there is none."""
-    main: Drawing | Missing = Missing("a table has no curves")
-    sheet: Drawing | Missing = Missing("a table has no pictures")
+    figures: dict[str, Drawing | Missing] = dict.fromkeys(("main", "levels", "sheet"), Missing("a table has no runs"))
     if runs is not None:
+        judged = _or_none(scores)
         several = len(backbones(runs)) > 1
-        main = tried(figure4, runs, scores) if several else tried(figure8, runs, scores, resamples=resamples)
-        sheet = tried(contact_sheet, source)
-    drawn = (
-        Missing("only runs are drawn") if runs is None else tried(lambda _: isoflop_figure(cast(Any, runs)), valleys)
-    )
-    return {"main": main, "isoflop": drawn, "sheet": sheet}
+        figures = {
+            "main": tried(figure4, runs, judged) if several else tried(figure8, runs, judged, resamples=resamples),
+            "levels": tried(levels_figure, runs),
+            "sheet": tried(contact_sheet, source),
+        }
+    law, points, rolled, held = (parts[name] for name in ("law", "points", "rolled", "hold_out"))
+    several_held = tried(lambda one: (one,), held) if isinstance(rolled, Missing) else rolled
+    official = tried(geneval_by_depth, scores)
+    return figures | {
+        "exponents": tried(exponents_figure, parts["compared"]),
+        "isoflop": tried(isoflop_figure, parts["valleys"]),
+        "frontier": tried(_frontier, law, points),
+        "held_out": tried(held_out_figure, several_held),
+        "residuals": tried(residual_figure, law, points),
+        "geneval": official or Missing("no official GenEval score is in these records"),
+    }
+
+
+def _frontier(law: Law, points: pd.DataFrame) -> Drawing:
+    return frontier_figure(law, points, at=_budgets(law))
 
 
 # --- in numbers -----------------------------------------------------------------------------------------------------

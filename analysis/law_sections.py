@@ -97,7 +97,10 @@ def approaches(found: Findings) -> Html:
         cells = [_with_interval(one.exponents.get(name), one.intervals.get(name)) for name in ("a", "b")]
         rows.append([one.name, *cells, one.why])
     header = ["approach", formula("a of N* ~ C^a"), formula("b of D* ~ C^b"), "intervals, or why there is none"]
-    return join(tag("p", found.compared.sentence), table(header, rows))
+    alt = "The exponent of the best size by each approach, above those that others published."
+    caption = "The exponent a of the best size, N* ~ C^a, here and as others published it; their C and N differ."
+    picture = drawn(found.figures["exponents"], "figure of exponents", alt, formula(caption))
+    return join(tag("p", found.compared.sentence), picture, table(header, rows))
 
 
 def valleys(found: Findings) -> Html:
@@ -137,6 +140,9 @@ def ahead(found: Findings) -> Html:
         parts += [tag("p", " ".join([text, *(FLAGS[flag] for flag in one.flags)]))]
     if isinstance(found.outlook, Missing):
         return join(*parts, none("Nothing is predicted", found.outlook))
+    alt = "The best size, its data and its loss against training FLOPs, with bands, and two budgets beyond the runs."
+    caption = "The frontier that the law implies, with 80 % and 95 % bands, dashed where it leaves the data."
+    parts.append(drawn(found.figures["frontier"], "figure of the frontier", alt, caption))
     names = {"params": "parameters", "loss": "loss of a run", "images": "images" if found.of_runs else "data"}
     for look in found.outlook:
         heading = f"{number(look.flops)} FLOPs, {look.reach:.3g} times the most of any run"
@@ -164,7 +170,11 @@ def held_out(found: Findings) -> Html:
         parts.append(none("Nothing is held out", found.hold_out))
     else:
         parts += [tag("p", sentence(report.held_out_sentence(found.hold_out)))]
-        parts.append(_judged([found.hold_out]))
+        if isinstance(found.rolled, Missing):  # else its last row
+            parts.append(_judged([found.hold_out]))
+    alt = "Loss that laws of smaller models predicted against the measured one, and the error against reach."
+    caption = "Predictions of what a law had not seen: 80 % (thick) and 95 % intervals of a new run."
+    parts.append(drawn(found.figures["held_out"], "figure of predictions", alt, caption))
     parts.append(tag("h3", "Each from those below it"))
     if isinstance(found.rolled, Missing):
         parts.append(none("None is predicted", found.rolled))
@@ -205,9 +215,13 @@ def residuals(found: Findings) -> Html:
         f"log L - log law: rms {one.residual_rms:.2%} (cells weighing alike), mean of absolute values "
         f"{errors.abs().mean():.2%}, largest {one.residual_max:.2%}. "
     )
-    trend = "trend in residuals"
-    text += FLAGS[trend] if trend in one.flags else "Their signs along FLOPs show no trend."
-    parts = [tag("p", text)]
+    trend, picture = "trend in residuals", found.figures["residuals"]
+    if not isinstance(picture, Missing) and picture.numbers["durbin_watson"] == picture.numbers["durbin_watson"]:
+        text += f"Along FLOPs Durbin-Watson is {picture.numbers['durbin_watson']:.2f} (2: independent). "
+    text += FLAGS[trend] if trend in one.flags else "The test for a trend raises no flag."
+    alt = "Residuals of the law against parameters, data and training FLOPs."
+    caption = "Log loss less log law; the band is the root mean square. A trend would mean another form."
+    parts = [tag("p", text), drawn(picture, "figure of residuals", alt, caption)]
     groups = errors.groupby(found.points[size])
     if size != "flops" and groups.ngroups <= 20:
         rows = [

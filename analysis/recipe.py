@@ -173,6 +173,18 @@ def tuning(records: Records) -> tuple[str, str]:
     return f"rates tried among these runs: {'; '.join(words)}", "config.json: optimizer.learning_rate"
 
 
+def objective(records: Records) -> tuple[str, str]:
+    """The formulation that is trained."""
+    keys = [f"flow.{name}" for name in ("path", "prediction", "weight", "density", "mean", "scale", "shift")]
+    words = {
+        name: f"path {path}, prediction {target}, squared error of {'it' if weight == 'own' else weight}, t {density}"
+        + (f" (mean {mean:g}, scale {scale:g})" if density == "logit-normal" else "")
+        + f", shift {shift:g}"
+        for name, (path, target, weight, density, mean, scale, shift) in configs(records, *keys).items()
+    }
+    return each(words), f"config.json: {', '.join(keys)}"
+
+
 def dataset(records: Records) -> tuple[str, str]:
     """The pictures and captions, and what was filtered."""
     keys = [f"data.{name}" for name in ("source", "image_size", "layout", "shapes", "colors", "held_out")]

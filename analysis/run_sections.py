@@ -1,9 +1,9 @@
 """What a report says of the runs: losses and noise, scores of their pictures, how they were made, the points."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
-from analysis import quality, recipe
+from analysis import published, quality, recipe
 from analysis.checklist import counts
 from analysis.correlation import FLAGS as CORRELATION_FLAGS
 from analysis.drawing import counted
@@ -27,7 +27,10 @@ def levels(found: Findings) -> Html:
         return none("No levels", Missing("the runs did not record them"))
     rows = [[key, *(_fixed(value) for value in own[[*names, "loss"]].mean())] for key, own in ends.groupby("depth")]
     text = "At the last step, averaged weights, mean over seeds. The validation loss is the mean of t = 0/8 to 7/8."
-    return join(tag("p", text), table(["depth", *(f"t = {k}/8" for k in range(LEVELS)), "loss"], rows))
+    alt = "Validation loss of each level t against training FLOPs, and of the last checkpoints against t."
+    caption = "The loss by level: where compute still helps, and where nothing is left to learn."
+    picture = drawn(found.figures["levels"], "figure of levels", alt, caption)
+    return join(picture, tag("p", text), table(["depth", *(f"t = {k}/8" for k in range(LEVELS)), "loss"], rows))
 
 
 def cooldowns(found: Findings) -> Html:
@@ -96,6 +99,9 @@ def scores(found: Findings) -> Html:
     if isinstance(found.scores, Missing):
         return none("No scores of pictures", found.scores)
     parts: list[Html] = [_overall(found.scores)]
+    if not isinstance(found.figures["geneval"], Missing):
+        alt = "GenEval of the last checkpoints by depth, beside the paper's Table 5."
+        parts.append(drawn(found.figures["geneval"], "GenEval", alt, "The official GenEval score, beside the paper's."))
     for name, relation in found.relations.items():
         parts += [tag("h3", name), *_relation(name, relation)]
     return join(*parts)
@@ -197,7 +203,17 @@ def runs(found: Findings) -> Html:
         table(["run", *header], [[name, *(row[key] for key in header)] for name, row in rows.items()]),
         tag("p", "The same in all runs:" if len(rows) > 1 else "Besides:"),
         items(shared),
+        folded("The paper's depths: sizes and FLOPs as counted here, and as printed there", _beside()),
     )
+
+
+def _beside() -> Html:
+    rows = [
+        [row.depth, number(row.params), number(row.paper_params), number(row.flops), number(row.paper_flops), row.why]
+        for row in cast(Any, published.beside()).itertuples()
+    ]
+    header = ["depth", "parameters", "of the paper", "FLOPs", "of the paper", "why they differ"]
+    return table(header, rows)
 
 
 def answers(found: Findings) -> Html:
