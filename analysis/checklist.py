@@ -173,12 +173,12 @@ def _checkpoints(evidence: Evidence) -> Answer:
 
 
 def _loss(evidence: Evidence) -> Answer:
-    points = _points(evidence)
-    if "weights" not in points:
+    if not evidence.records:
         raise Silent("what the column loss is: objective, weighting, raw or averaged weights")
+    weights = ("raw", "ema") if evidence.points is None else evidence.points["weights"]
     return (
         "squared error of the velocity, mean over levels t = k/8, k = 0..7 (uniform, not the training density), "
-        f"true captions, {', '.join(sorted(set(points['weights'])))} weights; level 0 tends to 1 whatever the model",
+        f"true captions, {' and '.join(sorted(set(weights)))} weights; level 0 tends to 1 whatever the model",
         "metrics.jsonl: loss, weights",
     )
 
@@ -287,7 +287,6 @@ def _reach(evidence: Evidence) -> Answer:
 
 
 def _code(evidence: Evidence) -> Answer:
-    _law(evidence)
     fitted = f"fitted with seed 0 by sd3_jax {sd3_jax.__version__}, numpy {np.__version__}, scipy {scipy.__version__}"
     if not evidence.records:
         raise Silent(f"the revision and versions of what trained each run; {fitted}")

@@ -243,7 +243,7 @@ def _figures(
         several = len(backbones(runs)) > 1
         figures = {
             "main": tried(figure4, runs, judged) if several else tried(figure8, runs, judged, resamples=resamples),
-            "levels": tried(levels_figure, runs),
+            "levels": Missing("its colours are depths, of one backbone") if several else tried(levels_figure, runs),
             "sheet": tried(contact_sheet, source),
         }
     law, points, rolled, held = (parts[name] for name in ("law", "points", "rolled", "hold_out"))

@@ -39,7 +39,7 @@ def render(found: Findings) -> str:
         "nav", *(tag("a", title, href=f"#{place}") for title, place in titles.items()), aria_label="Contents"
     )
     body = [tag("section", tag("h2", title), SECTIONS[title](found), id=place) for title, place in titles.items()]
-    name = f"Scaling law of {found.name}"
+    name = f"{'Runs' if isinstance(found.law, Missing) else 'Scaling law'} of {found.name}"
     return document(name, tag("h1", name), *_headline(found), contents, *body)
 
 

@@ -1,5 +1,6 @@
 """What a report says of the runs: losses and noise, scores of their pictures, how they were made, the points."""
 
+import json
 import math
 from typing import Any, cast
 
@@ -14,10 +15,11 @@ from analysis.markup import Html, data_uri, folded, items, join, number, table, 
 from analysis.quality import Relation
 from analysis.runs import LEVELS
 from analysis.scores import OVERALL, UNSEEN
+from sd3_jax.config import RunConfig, identity
 
 
 def levels(found: Findings) -> Html:
-    """The validation loss at each level t at the last step, by depth."""
+    """The validation loss at each level t at the last step of each run."""
     names = [f"loss_t{k}" for k in range(LEVELS)]
     if found.runs is None:
         return none("No levels", Missing("a table has one loss a point"))
@@ -25,12 +27,12 @@ def levels(found: Findings) -> Html:
     ends = ends[~ends["cooldown"]]
     if ends[names].isna().all(axis=None):
         return none("No levels", Missing("the runs did not record them"))
-    rows = [[key, *(_fixed(value) for value in own[[*names, "loss"]].mean())] for key, own in ends.groupby("depth")]
-    text = "At the last step, averaged weights, mean over seeds. The validation loss is the mean of t = 0/8 to 7/8."
+    rows = [[one["run"], one["depth"], *(_fixed(one[name]) for name in (*names, "loss"))] for _, one in ends.iterrows()]
+    text = "At the last step, averaged weights. The validation loss is the mean of t = 0/8 to 7/8."
     alt = "Validation loss of each level t against training FLOPs, and of the last checkpoints against t."
     caption = "The loss by level: where compute still helps, and where nothing is left to learn."
     picture = drawn(found.figures["levels"], "figure of levels", alt, caption)
-    return join(picture, tag("p", text), table(["depth", *(f"t = {k}/8" for k in range(LEVELS)), "loss"], rows))
+    return join(picture, tag("p", text), table(["run", "depth", *(f"t = {k}/8" for k in range(LEVELS)), "loss"], rows))
 
 
 def cooldowns(found: Findings) -> Html:
@@ -59,32 +61,29 @@ def noise(found: Findings) -> Html:
     ends: Any = _ends(found.runs)
     ends = ends[~ends["cooldown"]]
     ends = ends.assign(rate=[recipe.peak(found.records[name].config) for name in ends["run"]])
+    alike = [_but_seed(found.runs.attrs["configs"][name]) for name in ends["run"]]
     rows = []
-    for key, own in ends.groupby(["depth", "rate", "last_step"]):
+    for _, own in ends.groupby([alike, "step"]):
         if len(own) > 1:
             mean, spread = own["loss"].mean(), own["loss"].std()
-            errors = _fixed(own["loss_se"].mean())
-            rows.append(
-                [key[0], number(key[1], 3), len(own), _fixed(mean), _fixed(spread), f"{spread / mean:.2%}", errors]
-            )
+            first = [own["depth"].iloc[0], number(own["rate"].iloc[0], 3), number(own["step"].iloc[0]), len(own)]
+            rows.append([*first, _fixed(mean), _fixed(spread), f"{spread / mean:.2%}", _fixed(own["loss_se"].mean())])
     parts: list[Html] = []
     if rows:
         text = "The loss at the last step of runs that differ in their seed alone:"
-        header = ["depth", "rate", "seeds", "mean loss", "sd", "of the loss", "Monte-Carlo error"]
+        header = ["depth", "rate", "step", "seeds", "mean loss", "sd", "of the loss", "Monte-Carlo error"]
         parts += [tag("p", text), table(header, rows)]
     else:
         parts.append(none("No noise between seeds", Missing("no two runs differ in their seed alone")))
     tried = ends.groupby("depth")["rate"].nunique()
     if (tried > 1).any():
+        several = ends[ends["depth"].map(tried) > 1].sort_values(["depth", "rate", "run"])
         rows = [
-            [key[0], number(key[1], 3), len(own), _fixed(own["loss"].mean())]
-            for key, own in ends.groupby(["depth", "rate"])
-            if tried[key[0]] > 1
+            [one["depth"], number(one["rate"], 3), one["run"], number(one["step"]), _fixed(one["loss"])]
+            for _, one in several.iterrows()
         ]
-        parts += [
-            tag("p", "Learning rates (those of the model's width):"),
-            table(["depth", "rate", "runs", "loss"], rows),
-        ]
+        text = "Learning rates, those of the model's width, and the loss at the last step; only equal steps compare:"
+        parts += [tag("p", text), table(["depth", "rate", "run", "step", "loss"], rows)]
     else:
         why = Missing("each depth has one rate; a sweep such as lr_check_cpu tells whether it is a good one")
         parts.append(none("Learning rates are not compared", why))
@@ -248,6 +247,13 @@ def _ends(table: Any) -> Any:
     """The last point of each run, of averaged weights where there are any."""
     kept = table[table["weights"] == "ema"] if (table["weights"] == "ema").any() else table
     return kept.sort_values("step").groupby("run").tail(1).sort_values(["depth", "run"], ignore_index=True)
+
+
+def _but_seed(config: RunConfig) -> str:
+    """What runs must share to differ in their seed alone."""
+    return json.dumps(
+        {key: one for key, one in identity(config).items() if key != "seed"}, sort_keys=True, default=list
+    )
 
 
 def _fixed(value: float, digits: int = 4) -> str:
