@@ -155,6 +155,8 @@ def find_budgets(points: pd.DataFrame) -> tuple[pd.DataFrame, list[float]]:
     20 %, and are of three sizes. Unless half of the points do, budgets are log-spaced over the C that curves of three
     sizes reach; if each run has but one point, those of one size are its curve. Raises UserError if there is none.
     """
+    if "params" not in points:
+        raise UserError("no FLOP budget of a table without sizes (params): there is no valley")
     ordered = points.sort_values("flops")
     flops = ordered["flops"].to_numpy(float)
     group = np.cumsum(np.r_[0, np.diff(np.log(flops)) > np.log(1 + NEAREST)])

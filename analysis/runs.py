@@ -5,6 +5,7 @@ of each run is in ``table.attrs["configs"]`` and the FLOP budgets at which runs 
 ``table.attrs["budgets"]``.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,13 +15,27 @@ import numpy as np
 import pandas as pd
 
 from sd3_jax import flops, records
-from sd3_jax.config import YOUNGER, RunConfig, identity
+from sd3_jax.config import YOUNGER, RunConfig, flatten, identity, to_dict
 from sd3_jax.errors import UserError
 
 LEVELS = 9  # stored losses at t = k / 8, k = 0..8; the validation loss is the mean of k = 0..7
 MEASURED = ("step", "images", "flops", "seconds", "loss")
 VALIDATION = ("loss_se", *(f"loss_t{k}" for k in range(LEVELS)))
 TRAINING = ("grad_norm", "learning_rate", "images_per_second", "mfu")
+
+
+class Configs(dict[str, RunConfig]):
+    """The configuration of each run. pandas copies attributes deeply at every step; these are frozen, and shared."""
+
+    def __deepcopy__(self, memo: Any) -> "Configs":
+        return self
+
+
+class Record(NamedTuple):
+    """What a run's directory says of how it was made: the fields that its config.json has (dotted), and its lives."""
+
+    config: dict[str, Any]
+    lives: list[dict[str, Any]]  # oldest first
 
 
 class Found(NamedTuple):
@@ -49,7 +64,7 @@ def load(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
     table = table.drop_duplicates(["run", "step", "weights"], keep="last")
     table = table.sort_values(["depth", "run", "weights", "step"], ignore_index=True)
     table.attrs |= {"notes": [*found.notes, *notes], "budgets": budgets}
-    table.attrs["configs"] = {name: config for name, (_, _, config) in found.runs.items()}
+    table.attrs["configs"] = Configs({name: config for name, (_, _, config) in found.runs.items()})
     return table
 
 
@@ -63,6 +78,16 @@ def load_train(path: str | Path, unfinished: bool = False) -> pd.DataFrame:
     table = table.sort_values(["depth", "run", "step"], ignore_index=True)
     table.attrs |= {"notes": [*found.notes, *notes]}
     return table
+
+
+def load_records(path: str | Path, unfinished: bool = False) -> dict[str, Record]:
+    """What the directory of each finished run says of how it was made."""
+    found = {}
+    for name, (run_dir, _, config) in find(path, unfinished).runs.items():
+        written = dict(flatten(json.loads((run_dir / "config.json").read_text(encoding="utf-8"))))
+        fields = {key: value for key, value in flatten(to_dict(config)) if key in written or key in YOUNGER}
+        found[name] = Record(fields, records.read_rows(run_dir / "lives.jsonl")[0])
+    return found
 
 
 def find(path: str | Path, unfinished: bool = False) -> Found:

@@ -157,6 +157,7 @@ def _draw(
             va="center",
             fontsize=6.5,
             linespacing=1.15,
+            parse_math=False,  # a prompt with a $ in it is no formula
         )
         for x, picture in enumerate(row):
             at = left + x * (side + room) + gap * (x >= lasts)

@@ -261,7 +261,7 @@ def test_help_plan_and_status_do_without_jax(tmp_path):
 
 def test_version_and_help(sd3):
     assert sd3("--version") == (0, f"sd3-jax {sd3_jax.__version__}\n", "")
-    commands = ["train", "scenes", "fit", "isoflop", "predict", "figure"]
+    commands = ["train", "scenes", "fit", "isoflop", "predict", "figure", "report"]
     for command in [[name] for name in commands] + [["sweep", name] for name in ("plan", "run", "status", "retry")]:
         code, out, _ = sd3(*command, "--help")
         assert code == 0

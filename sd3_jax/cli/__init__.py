@@ -12,7 +12,7 @@ import absl.logging  # noqa: F401  its logger has a class of its own, if it is m
 import typer
 
 import sd3_jax
-from sd3_jax.cli import converting, figures, flows, pictures, reading, sweeps, training
+from sd3_jax.cli import converting, figures, flows, pictures, reading, reporting, sweeps, training
 from sd3_jax.errors import LeaseLost, RunFailed, Stopped, UserError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ COMMANDS = (
     reading.correlate,
     figures.figure,
     figures.table,
+    reporting.report,
 )
 for _command in COMMANDS:
     app.command()(_command)
