@@ -5,9 +5,12 @@ A field that the configuration of a run lacks is no answer, though whoever reads
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from analysis.runs import Record
+from sd3_jax import formulations
+from sd3_jax.config import FlowConfig
 
 LENGTHS = ("steps", "images", "flops")
 UNSAID = "not recorded"
@@ -174,14 +177,14 @@ def tuning(records: Records) -> tuple[str, str]:
 
 
 def objective(records: Records) -> tuple[str, str]:
-    """The formulation that is trained."""
-    keys = [f"flow.{name}" for name in ("path", "prediction", "weight", "density", "mean", "scale", "shift")]
-    words = {
-        name: f"path {path}, prediction {target}, squared error of {'it' if weight == 'own' else weight}, t {density}"
-        + (f" (mean {mean:g}, scale {scale:g})" if density == "logit-normal" else "")
-        + f", shift {shift:g}"
-        for name, (path, target, weight, density, mean, scale, shift) in configs(records, *keys).items()
-    }
+    """The formulation that is trained, by the paper's name and in words."""
+    keys = [f"flow.{spec.name}" for spec in fields(FlowConfig)]
+    words = {}
+    for name, values in configs(records, *keys).items():
+        flow = FlowConfig(*values)
+        said = formulations.describe(flow)
+        error = said["predicts"] if flow.weight == "own" else f"{said['predicts']}, weighed as that of {flow.weight}"
+        words[name] = f"{said['name']}: z = {said['z']}, squared error of {error}, t {said['t']}, shift {flow.shift:g}"
     return each(words), f"config.json: {', '.join(keys)}"
 
 

@@ -195,4 +195,5 @@ def commonest(table: pd.DataFrame, keys: Sequence[str], what: str) -> tuple[pd.D
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in one.items() if value != other[key])
+    changed = [key for key in one if json.dumps(one[key]) != json.dumps(other[key])]  # nan is itself, as text
+    return ", ".join(f"{key} {one[key]}" for key in changed)

@@ -6,6 +6,7 @@ with P_m and P_s. Numbers are written with two decimals.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any, Literal
@@ -153,6 +154,7 @@ def _flow(name: str) -> FlowConfig:
     raise UserError(f"flow: {name!r} names no formulation; {_OTHERS}")
 
 
+@functools.cache
 def _members() -> dict[str, FlowConfig]:
     """The 61, by their names without blanks."""
     uniform: dict[str, Any] = {"density": "uniform"}

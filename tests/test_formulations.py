@@ -12,6 +12,7 @@ import optax
 import pytest
 from scipy import stats
 
+from analysis import published
 from sd3_jax import cli, formulations, overlays
 from sd3_jax.config import FlowConfig
 from sd3_jax.errors import UserError
@@ -34,7 +35,6 @@ FREE = {
 
 
 def test_there_are_sixty_one_and_the_papers_tables_name_some_of_them() -> None:
-    published = pytest.importorskip("analysis.published")
     assert len(ALL) == 61
     assert len({dataclasses.astuple(flow) for flow in ALL.values()}) == 61
     families = [name.partition("(")[0] for name in ALL]
@@ -389,6 +389,20 @@ def test_samplers_return_the_gaussian_with_the_order_that_they_promise(name: str
             data = samplers.euler(velocity, ended, jnp.array([last, 0.0])).reshape(4, 2)
             gain = (1 - last) * DEVIATION**2 / np.hypot((1 - last) * DEVIATION, last) ** 2
             np.testing.assert_allclose(data, MEAN + gain * (at_end - (1 - last) * MEAN), atol=2e-4)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("name", [*DISTINCT, *FREE])
+def test_grids_fall_and_stay_where_the_path_was_trained(name: str, shift: float) -> None:
+    flow = (DISTINCT | FREE)[name]
+    first, last = samplers.span(flow)
+    for grid in samplers.GRIDS.values():
+        times = np.asarray(grid(7, shift, flow), np.float64)
+        assert len(times) == 8
+        assert times[0] == pytest.approx(first, abs=1e-5)
+        assert times[-1] == 0
+        assert times[-2] >= last - 1e-5
+        assert (np.diff(times) <= 0).all()
 
 
 # --- training -------------------------------------------------------------------------------------------------------

@@ -23,14 +23,15 @@ def time_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRAIGHT)
     From where the formulation's own path begins to where it ends, and where that is short of 0, from there to 0 in the
     last step: the network is asked at no log-SNR at which it was not trained.
     """
-    first, last = (time / (shift - (shift - 1) * time) for time in span(flow))  # which the shift brings back
+    first, last = span(flow, shift)
     return timesteps.shift(_down(first, last, steps), shift)
 
 
 def own_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRAIGHT) -> Float[Array, " steps+1"]:
     """The same, equidistant in the time of the formulation's own path, whose 0 to 1 training draws from."""
-    low, high = paths.ends(flow)
-    times = _down(high, low, steps) if span(flow)[1] == 0 else jnp.append(jnp.linspace(high, low, steps), low)
+    first, last = span(flow, shift)
+    high, low = (float(paths.own_time(jnp.float32(1 - time), jnp.float32(time), flow)) for time in (first, last))
+    times = jnp.append(_down(high, low, steps)[:-1], low)  # the last is 0 below, wherever the path ends
     return timesteps.shift(paths.shares(times, flow)[1].at[-1].set(0), shift)
 
 
@@ -50,12 +51,15 @@ def scheduler_grid(steps: int, shift: float = 1.0, flow: FlowConfig = paths.STRA
     return jnp.asarray(np.append(np.clip(times, least, first), 0.0), jnp.float32)
 
 
-def span(flow: FlowConfig) -> tuple[float, float]:
-    """Where on the straight path a formulation's own path begins and ends: 1 and 0 if in pure noise and pure data."""
+def span(flow: FlowConfig, shift: float = 1.0) -> tuple[float, float]:
+    """Where on the straight path a formulation's own path begins and ends: 1 and 0 if in pure noise and pure data.
+
+    With a shift: the times that it brings there.
+    """
     low, high = paths.ends(flow)
     with jax.ensure_compile_time_eval():
         first, last = (float(paths.shares(jnp.float32(t), flow)[1]) for t in (high, low))
-    return first, last
+    return first / (shift - (shift - 1) * first), last / (shift - (shift - 1) * last)
 
 
 def begin(noise: Float[Array, "b h w c"], first: float) -> Float[Array, "b h w c"]:
@@ -84,7 +88,7 @@ def euler(velocity: Velocity, noise: Float[Array, "b h w c"], grid: Float[Array,
 def heun(velocity: Velocity, noise: Float[Array, "b h w c"], grid: Float[Array, " n"]) -> Float[Array, "b h w c"]:
     """Heun's method: the mean of the velocities at both ends of a step. Second order, at two evaluations a step.
 
-    The step to t = 0 is Euler's, as Karras et al. (2022) have it: nothing is asked of a network about pure data.
+    The step to t = 0 is Euler's, as Karras et al. (2022) have it: what a network says of pure data does not count.
     """
     return integrate(velocity, noise, grid, "heun")[0]
 
