@@ -1,0 +1,110 @@
+"""Frozen encoders as ``prepare`` and sampling see them, and two that need neither torch nor a file of weights.
+
+:mod:`sd3_jax.data.encoders` loads the paper's. Those here are an orthonormal cosine transform of patches of pixels, and
+vectors of words drawn from their hash: enough to train on a folder of captioned pictures anywhere.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from sd3_jax.data.autoencoder import cosines
+from sd3_jax.data.examples import Autoencoder, Part
+
+VERSION = "1"  # of the two below: another one gives other numbers
+
+
+class ImageCodec(NamedTuple):
+    """A frozen autoencoder. Both functions are deterministic, and treat pictures one by one: batches change nothing."""
+
+    described: Autoencoder
+    encode: Callable[[UInt8[np.ndarray, "b H W 3"]], Float[np.ndarray, "b h w _"]]  # latents as records have them
+    decode: Callable[[Float[np.ndarray, "b h w c"]], UInt8[np.ndarray, "b H W 3"]]  # of latents, not of moments
+
+
+class TextEncoder(NamedTuple):
+    """A frozen text encoder: the states and the pooled vector of each caption, float32."""
+
+    part: Part
+    encode: Callable[[Sequence[str]], tuple[Float[np.ndarray, "b tokens channels"], Float[np.ndarray, "b pooled"]]]
+
+
+def cosine_codec(channels: int, downsample: int) -> ImageCodec:
+    """The first ``channels`` cosines of patches of ``downsample`` pixels, low frequencies first; energy is kept.
+
+    What it leaves out is lost, so decoding gives the nearest picture that has these cosines alone.
+    """
+    f = downsample
+    basis = cosines(f)[:, :channels].astype(np.float32)
+
+    def encode(images: UInt8[np.ndarray, "b H W 3"]) -> Float[np.ndarray, "b h w c"]:
+        b, height, width, _ = images.shape
+        patches = (images.astype(np.float32) / 127.5 - 1).reshape(b, height // f, f, width // f, f, 3)
+        return patches.swapaxes(2, 3).reshape(b, height // f, width // f, 3 * f * f) @ basis
+
+    def decode(latents: Float[np.ndarray, "b h w c"]) -> UInt8[np.ndarray, "b H W 3"]:
+        b, height, width, _ = latents.shape
+        pixels = (latents.astype(np.float32) @ basis.T).reshape(b, height, width, f, f, 3).swapaxes(2, 3)
+        pixels = (np.clip(pixels, -1, 1) + 1) * 127.5
+        return np.round(pixels).astype(np.uint8).reshape(b, height * f, width * f, 3)
+
+    described = Autoencoder(
+        "cosine", f"cosine:{channels}x{f}", f"cosine-{VERSION}", channels, f, shift=0.0, scale=0.0, moments=False
+    )
+    return ImageCodec(described, encode, decode)
+
+
+def word_encoder(tokens: int = 16, channels: int = 64) -> TextEncoder:
+    """A state for each word of a caption, drawn from the hash of the word and of its place; their sum is pooled.
+
+    Words are runs of letters and digits, in lower case; what is past ``tokens`` is cut off, and what is short of them
+    is filled with the empty word. States have variance one.
+    """
+
+    def encode(texts: Sequence[str]) -> tuple[Float[np.ndarray, "b tokens channels"], Float[np.ndarray, "b pooled"]]:
+        words = [re.findall(r"\w+", text.lower())[:tokens] for text in texts]
+        states = np.stack(
+            [[_state(row[i] if i < len(row) else "", i, channels) for i in range(tokens)] for row in words]
+        )
+        return states, np.stack([_pooled(row, channels) for row in words])
+
+    return TextEncoder(
+        Part("words", "words", f"words:{tokens}x{channels}", f"words-{VERSION}", tokens, channels, channels), encode
+    )
+
+
+def _state(word: str, place: int, channels: int) -> Float[np.ndarray, " channels"]:
+    return (_gaussian(f"word {word}", channels) + _gaussian(f"place {place}", channels)) / np.float32(np.sqrt(2))
+
+
+def _pooled(words: Sequence[str], channels: int) -> Float[np.ndarray, " channels"]:
+    total = sum((_gaussian(f"pooled {word}", channels) for word in words), np.zeros(channels, np.float32))
+    return total / np.float32(np.sqrt(max(len(words), 1)))
+
+
+def _gaussian(text: str, n: int) -> Float[np.ndarray, " n"]:
+    """Standard normal numbers that are a function of ``text`` (NumPy never changes this stream, NEP 19)."""
+    seed = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+    return np.random.RandomState(seed).standard_normal(n).astype(np.float32)
+
+
+def arrange(parts: Sequence[Part]) -> tuple[tuple[Part, ...], int, int, int]:
+    """Each part in its place, and the text tokens, text_dim and pooled_dim of all (paper section 4, figure 2).
+
+    CLIP's parts share their tokens and stand side by side; every other part's tokens follow, from channel 0. Pooled
+    vectors are side by side, in order.
+    """
+    placed, clip_channels, clip_tokens, pooled = [], 0, 0, 0
+    for part in (part for part in parts if part.kind == "clip"):
+        placed.append(replace(part, token_start=0, channel_start=clip_channels, pooled_start=pooled))
+        clip_channels, clip_tokens, pooled = clip_channels + part.channels, part.tokens, pooled + part.pooled
+    end = clip_tokens
+    for part in (part for part in parts if part.kind != "clip"):
+        placed.append(replace(part, token_start=end, channel_start=0, pooled_start=pooled))
+        end, pooled = end + part.tokens, pooled + part.pooled
+    return tuple(placed), end, max([clip_channels, *(p.channels for p in parts if p.kind != "clip")]), pooled
