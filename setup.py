@@ -44,6 +44,7 @@ setup(
         "parity": ["torch==2.13.0", "diffusers==0.42.0", "accelerate"],
         "tpu-plan": ["jax[tpu]"],  # libtpu of the version that goes with jaxlib, for sweep plan --compile
         "trackers": ["tensorboardX>=2.6", "tensorboard>=2.20", "wandb>=0.20"],
+        "emoji": ["resvg-py>=0.5,<0.6"],  # draws the pictures of sd3-jax emoji
         "gcs": ["gcsfs"],  # checkpoints in gs:// buckets
         "slurm": ["submitit>=1.5.4,<1.6"],
         "dev": [
@@ -54,6 +55,7 @@ setup(
             "pandas-stubs",
             "scipy-stubs",
             "nbclient",
+            "resvg-py>=0.5,<0.6",
             "pytest-xdist",
             "nbformat",
             "ipykernel",

@@ -1,6 +1,7 @@
-"""A contact sheet of training scenes: what a model is shown, to be looked at before hours are spent on it."""
+"""Contact sheets: what a model is shown, to be looked at before hours are spent on it."""
 
 import functools
+import io
 import operator
 import os
 import textwrap
@@ -12,7 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 
+from sd3_jax import records
 from sd3_jax.config import RunConfig
 from sd3_jax.data import scenes
 from sd3_jax.errors import UserError
@@ -81,3 +84,27 @@ def _save(figure: Figure, out: Path) -> None:
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def folder_sheet(folder: Path, out: Path, columns: int = 12, rows: int = 8) -> None:
+    """Pictures of a folder with metadata.jsonl, drawn by lot, with caption and style; a star: of the validation split.
+
+    Raises UserError for a folder without metadata.jsonl.
+    """
+    found, _ = records.read_rows(folder / "metadata.jsonl")
+    if not found:
+        raise UserError(f"{folder}: holds no metadata.jsonl; make it with sd3-jax emoji")
+    chosen = np.random.default_rng(0).permutation(len(found))[: columns * rows]
+    cell, text = 128, 44
+    page = Image.new("RGB", (columns * cell, rows * (cell - 24 + text)), "white")
+    pen = ImageDraw.Draw(page)
+    for i, row in enumerate(found[j] for j in chosen):
+        x, y = i % columns * cell, i // columns * (cell - 24 + text)
+        with Image.open(folder / row["file_name"]) as picture:
+            page.paste(picture.convert("RGB").resize((96, 96), Image.Resampling.NEAREST), (x + 16, y + 4))
+        words = (row["caption"] + (" *" if row["split"] == "validation" else ""), row["style"])
+        for line, word in enumerate(words):
+            pen.text((x + 4, y + 104 - 4 + 13 * line), word[:20], fill="black")
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG")
+    records.write_atomic(out, buffer.getvalue())
