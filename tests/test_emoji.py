@@ -193,6 +193,46 @@ def test_a_package_that_is_not_what_was_pinned_is_refused(tiny: Path, tmp_path: 
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
+def test_a_client_fetches_once_and_what_it_brings_is_checked(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A made npm, which counts its calls: it copies the archive, or half of it."""
+    client, calls, store = tmp_path / "bin" / "npm", tmp_path / "calls", tmp_path / "store"
+    client.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{client.parent}:/usr/bin:/bin")
+    package = emoji.SOURCES["a"][0]
+
+    def write(how: str) -> None:
+        client.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{how}\n')
+        client.chmod(0o755)
+
+    write(f"head -c 100 {tiny}/a.tgz > a.tgz")
+    with pytest.raises(UserError, match="is not a@1.0.0"):
+        packages.fetch(package, store)
+    write("echo no such version >&2; exit 1")
+    with pytest.raises(UserError, match="npm failed .no such version.; a.tgz in"):
+        packages.fetch(package, store)
+    assert not list(store.iterdir())
+    write(f"cp {tiny}/a.tgz .")
+    for _ in range(2):
+        assert packages.fetch(package, store) == (tiny / "a.tgz").read_bytes()
+    assert calls.read_text().splitlines() == ["pack --ignore-scripts --silent a@1.0.0"] * 3
+
+
+def test_a_debian_package_is_read_as_its_tar_is() -> None:
+    tar, control = archive({"./usr/share/dog.svg": b"<svg/>"}), b"odd"
+    parts = {b"debian-binary": b"2.0\n", b"control.tar.xz": control, b"data.tar.gz": tar}
+    deb = b"!<arch>\n"
+    for name, data in parts.items():
+        deb += name.ljust(16) + b"0".ljust(32) + str(len(data)).encode().ljust(10) + b"`\n" + data
+        deb += b"\n" * (len(data) % 2)
+    package = packages.Package("p", "1", "MIT", "p_1_all.deb", packages.digest(deb, "sha256"))
+    assert dict(packages.members(package, deb)) == {"usr/share/dog.svg": b"<svg/>"}
+    for broken in (deb[:60], b"", deb[: len(deb) // 2]):
+        with pytest.raises(UserError, match="p_1_all.deb: cannot be read"):
+            dict(packages.members(package, broken))
+
+
 def test_a_folder_holds_one_recipe(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     emoji.make(out, RECIPE, tiny, workers=1)

@@ -7,9 +7,11 @@ a path on this machine.
 import base64
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +55,19 @@ def fetch(package: Package, folder: Path) -> bytes:
     Raises UserError without the client, when it fails, and when the bytes are not those that were pinned.
     """
     path = folder / package.file
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _download(package, folder)
-    if not path.exists():
-        raise UserError(f"{package.source}: {package.client[0]} left no {package.file} in {folder}")
+    if path.exists():
+        return _checked(package, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as fresh:  # a broken-off download is never taken for one
+        _download(package, Path(fresh), f"{package.file} in {folder}")
+        if not (Path(fresh) / package.file).exists():
+            raise UserError(f"{package.source}: {package.client[0]} brought no {package.file}")
+        data = _checked(package, Path(fresh) / package.file)
+        os.replace(Path(fresh) / package.file, path)
+    return data
+
+
+def _checked(package: Package, path: Path) -> bytes:
     data = path.read_bytes()
     got = digest(data, package.integrity.partition("-")[0])
     if got != package.integrity:
@@ -68,10 +78,10 @@ def fetch(package: Package, folder: Path) -> bytes:
     return data
 
 
-def _download(package: Package, folder: Path) -> None:
+def _download(package: Package, folder: Path, instead: str) -> None:
     client = package.client[0]
     if shutil.which(client) is None:
-        raise UserError(f"{package.source}: needs {client}, which is not installed, or {package.file} in {folder}")
+        raise UserError(f"{package.source}: needs {client}, which is not installed, or {instead}")
     try:
         done = subprocess.run(package.client, cwd=folder, capture_output=True, text=True, timeout=1800)
     except subprocess.TimeoutExpired:
@@ -79,7 +89,7 @@ def _download(package: Package, folder: Path) -> None:
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         why = lines[-1].strip() if lines else "it does not say why"
-        raise UserError(f"{package.source}: {client} failed ({why}); {package.file} in {folder} would do")
+        raise UserError(f"{package.source}: {client} failed ({why}); {instead} would do")
 
 
 def members(package: Package, data: bytes) -> Iterator[tuple[str, bytes]]:
