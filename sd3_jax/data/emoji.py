@@ -14,12 +14,14 @@ import functools
 import hashlib
 import io
 import json
+import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,8 @@ def make(
         else:
             rows.append(_row(name, icon, package, recipe))
         progress(i + 1, len(wanted))
+    for stale in out.glob("*/.*.png.*"):  # what a killed worker was writing
+        stale.unlink(missing_ok=True)
     rows.sort(key=lambda row: row["file_name"])
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     records.write_atomic(out / "metadata.jsonl", "".join(lines))
@@ -238,11 +242,21 @@ def _row(name: str, icon: Icon, package: Package, recipe: Recipe) -> dict[str, s
 def _drawn(out: Path, wanted: Sequence[tuple[str, Icon]], size: int, workers: int) -> Iterator[str]:
     """Write the pictures, and give in order the flaw of each; resvg holds the interpreter, hence processes."""
     tasks = ((out / name, icon.data, size, icon.style == "clipart") for name, icon in wanted)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
         try:
             yield from pool.map(_draw_one, tasks, chunksize=32)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Of a worker: a killed parent, which can end nobody, leaves none behind."""
+
+    def watch() -> None:
+        parent_process().join()  # type: ignore[union-attr]  # a worker has a parent
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw_one(task: tuple[Path, bytes, int, bool]) -> str:
