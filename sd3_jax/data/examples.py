@@ -144,20 +144,24 @@ def pack(example: Example, dtype: str) -> bytes:
 
 def unpack(record: bytes, manifest: Manifest) -> Example:
     """The example of a record; its arrays are views of the record. Raises ValueError for bytes that are none."""
-    dtype, shapes = DTYPES[manifest.dtype], {part.name: (part.tokens, part.channels) for part in manifest.parts}
+    dtype, expected = DTYPES[manifest.dtype], manifest.autoencoder.channels * (1 + manifest.autoencoder.moments)
     try:
         name, shape, latent, captions, size, crop, licence = msgpack.unpackb(record)
         read = {
             kind: Caption(
                 text,
                 {
-                    part: (np.frombuffer(states, dtype).reshape(shapes[part]), np.frombuffer(pooled, dtype))
-                    for part, (states, pooled) in parts.items()
+                    part.name: (
+                        np.frombuffer(parts[part.name][0], dtype).reshape(part.tokens, part.channels),
+                        np.frombuffer(parts[part.name][1], dtype).reshape(part.pooled),
+                    )
+                    for part in manifest.parts
                 },
             )
             for kind, (text, parts) in captions.items()
         }
-        array = np.frombuffer(latent, dtype).reshape(shape)
+        height, width, _ = shape
+        array = np.frombuffer(latent, dtype).reshape(height, width, expected)
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
         raise ValueError(f"not a record of this set ({error})") from None
     return Example(name, array, read, tuple(size), tuple(crop), licence)
@@ -231,4 +235,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: is not a manifest ({error}); prepare the set again") from None
     if manifest.dtype not in DTYPES:
         raise UserError(f"{path}: dtype: {manifest.dtype!r} is not one of {', '.join(DTYPES)}")
+    for shard in manifest.shards:
+        if Path(shard.file).name != shard.file:
+            raise UserError(f"{path}: {shard.file!r} is not the name of a file beside it; prepare the set again")
     return manifest
