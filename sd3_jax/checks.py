@@ -20,7 +20,7 @@ def size_problem(model: ModelConfig, data: DataConfig, height: int, width: int) 
     unit = data.downsample * model.patch
     if height < 1 or width < 1 or height % unit or width % unit:
         return f"a side is not a multiple of data.downsample * model.patch = {unit} pixels"
-    if data.layout == "grid" and height != width:
+    if data.source == "scenes" and data.layout == "grid" and height != width:
         return "scenes of layout grid are square"
     if max(height, width) // unit > model.largest_side:
         tokens = max(height, width) // unit
@@ -45,19 +45,52 @@ def _check_flow(flow: FlowConfig) -> None:
 
 def _check_bucket(bucket: tuple[int, ...], model: ModelConfig, data: DataConfig) -> None:
     name = f"data.buckets: {list(bucket)}"
-    if data.layout != "free":
+    if data.source == "scenes" and data.layout != "free":
         raise UserError(f"{name}: buckets are for data.layout free, and it is {data.layout}")
     if len(bucket) != 2:
         raise UserError(f"{name} is not [height, width] in pixels")
     if problem := size_problem(model, data, *bucket):
         raise UserError(f"{name}: {problem}")
-    if min(bucket) < LEAST_FREE:
+    if data.source == "scenes" and min(bucket) < LEAST_FREE:
         raise UserError(f"{name}: too small to draw in; at least {LEAST_FREE} pixels on each side")
     if abs(bucket[0] * bucket[1] / data.image_size**2 - 1) > BUCKET_AREA:
         raise UserError(
             f"{name}: {bucket[0] * bucket[1]:,} pixels; an area within {BUCKET_AREA:.0%} of "
             f"data.image_size**2 = {data.image_size**2:,} is needed"
         )
+
+
+def _check_scenes(model: ModelConfig, data: DataConfig) -> None:
+    """What scenes can be drawn and embedded as."""
+    for name in ("path", "validation", "synthetic"):
+        if getattr(data, name):
+            raise UserError(f"data.{name}: is of data.source encoded, and it is scenes")
+    if model.latent_channels > 3 * data.downsample**2:
+        raise UserError(
+            f"model.latent_channels: {model.latent_channels} is more than a patch of pixels holds, "
+            f"3 * data.downsample**2 = {3 * data.downsample**2}"
+        )
+    if data.text_sequence and (
+        data.text_parts < 2 or min(model.clip_tokens, model.text_tokens - model.clip_tokens) < CAPTION_WORDS
+    ):
+        raise UserError(
+            f"data.text_sequence: takes two parts, and a caption of {CAPTION_WORDS} words each in the "
+            f"{model.clip_tokens} tokens of CLIP and in the other {model.text_tokens - model.clip_tokens}, of T5 "
+            "(model.clip_tokens, model.text_tokens)"
+        )
+    if data.text_parts > min(model.text_dim, model.pooled_dim):
+        raise UserError(f"data.text_parts: {data.text_parts} parts do not fit model.text_dim or model.pooled_dim")
+    if model.text_tokens < CAPTION_WORDS:
+        raise UserError(f"model.text_tokens: {model.text_tokens} is too few for a caption; at least {CAPTION_WORDS}")
+    if data.layout == "grid" and data.image_size % data.grid:
+        raise UserError(f"data.grid: {data.grid} cells do not divide {data.image_size} pixels")
+    if data.layout == "grid" and data.image_size < LEAST_CELL * data.grid:
+        raise UserError(
+            f"data.grid: cells of {data.image_size / data.grid:g} pixels are too small to draw in; "
+            f"at most {data.image_size // LEAST_CELL} cells on a side at data.image_size {data.image_size}"
+        )
+    if data.layout == "free" and data.image_size < LEAST_FREE:
+        raise UserError(f"data.image_size: {data.image_size} is too small for layout free; at least {LEAST_FREE}")
 
 
 def check(config: RunConfig) -> None:
@@ -75,11 +108,6 @@ def check(config: RunConfig) -> None:
         )
     if model.latent_size % model.patch:
         raise UserError(f"model.patch: {model.patch} does not divide model.latent_size {model.latent_size}")
-    if model.latent_channels > 3 * data.downsample**2:
-        raise UserError(
-            f"model.latent_channels: {model.latent_channels} is more than a patch of pixels holds, "
-            f"3 * data.downsample**2 = {3 * data.downsample**2}"
-        )
     if model.width % 4 or model.time_dim % 2:
         raise UserError(
             f"model.head_dim: width {model.width} = head_dim * depth must be a multiple of 4 "
@@ -111,27 +139,10 @@ def check(config: RunConfig) -> None:
             f"model.position_grid: {model.position_grid} is smaller than an image; "
             f"at least model.latent_size / model.patch = {model.side}, or 0"
         )
-    if data.text_sequence and (
-        data.text_parts < 2 or min(model.clip_tokens, model.text_tokens - model.clip_tokens) < CAPTION_WORDS
-    ):
-        raise UserError(
-            f"data.text_sequence: takes two parts, and a caption of {CAPTION_WORDS} words each in the "
-            f"{model.clip_tokens} tokens of CLIP and in the other {model.text_tokens - model.clip_tokens}, of T5 "
-            "(model.clip_tokens, model.text_tokens)"
-        )
-    if data.text_parts > min(model.text_dim, model.pooled_dim):
-        raise UserError(f"data.text_parts: {data.text_parts} parts do not fit model.text_dim or model.pooled_dim")
-    if model.text_tokens < CAPTION_WORDS:
-        raise UserError(f"model.text_tokens: {model.text_tokens} is too few for a caption; at least {CAPTION_WORDS}")
-    if data.layout == "grid" and data.image_size % data.grid:
-        raise UserError(f"data.grid: {data.grid} cells do not divide {data.image_size} pixels")
-    if data.layout == "grid" and data.image_size < LEAST_CELL * data.grid:
-        raise UserError(
-            f"data.grid: cells of {data.image_size / data.grid:g} pixels are too small to draw in; "
-            f"at most {data.image_size // LEAST_CELL} cells on a side at data.image_size {data.image_size}"
-        )
-    if data.layout == "free" and data.image_size < LEAST_FREE:
-        raise UserError(f"data.image_size: {data.image_size} is too small for layout free; at least {LEAST_FREE}")
+    if data.source == "scenes":
+        _check_scenes(model, data)
+    elif not data.path:
+        raise UserError("data.path: data.source encoded needs the folder that sd3-jax prepare wrote")
     _check_flow(config.flow)
     for bucket in data.buckets:
         _check_bucket(bucket, model, data)

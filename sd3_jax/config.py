@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 import ml_collections
@@ -109,9 +110,16 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Procedural captioned scenes, a pure function of (seed, step, example)."""
+    """Procedural captioned scenes, a pure function of (seed, step, example), or a prepared set of encoded examples.
 
-    source: Literal["scenes"] = "scenes"
+    What says how scenes are drawn, down to ``held_out``, and how their captions are embedded means nothing for a
+    prepared set, whose manifest says what it holds.
+    """
+
+    source: Literal["scenes", "encoded"] = "scenes"
+    path: str = ""  # of encoded: the folder that sd3-jax prepare wrote. The folder's name is part of a run's identity,
+    validation: str = ""  # where it lies is not. Another such folder, to measure the loss on; empty: its own split
+    synthetic: float = _bounded(0.0, 0, 1)  # probability of the second kind of caption, where an example has both
     image_size: int = _bounded(256, 8, 4096)  # pixels on a side
     downsample: int = _bounded(8, 1, 64)  # pixels to one latent pixel, f
     shapes: int = _bounded(8, 2, 8)  # how many of scenes.SHAPES
@@ -149,10 +157,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The fixed validation loss: which examples, and after which steps."""
+    """The fixed validation loss: which examples, at which levels, and after which steps."""
 
     seed: int = _bounded(0, 0, 2**32 - 1)
     examples: int = _bounded(512, 1, 10**7)
+    levels: Literal["every", "round-robin"] = "every"  # of each example; round-robin: example i has level i mod 8 alone
     first_step: int = _bounded(100, 1, 10**9)  # nothing is evaluated before
     per_decade: int = _bounded(12, 0, 1000)  # log-spaced evaluations per factor of ten in steps
     every: int = _bounded(0, 0, 10**9)  # and every so many steps (0: not)
@@ -201,6 +210,7 @@ LENGTHS = ("steps", "images", "flops")
 # What may differ between two lives of one run; everything else is its identity.
 FREE = ("mesh", "log_every", "checkpoint_seconds", "keep_steps", "checkpoint_root", "trackers", *LENGTHS)
 # Fields younger than the first records, and what those runs did: at that value they are no part of an identity.
+FOLDERS = ("data.path", "data.validation")  # known by name, wherever they lie; their manifests are held to their digest
 YOUNGER: dict[str, Any] = {
     "model.architecture": "mmdit",
     "model.weight_sets": 2,
@@ -219,6 +229,10 @@ YOUNGER: dict[str, Any] = {
     "model.position_base": 0,
     "model.position_table": False,
     "data.buckets": (),
+    "data.path": "",
+    "data.validation": "",
+    "data.synthetic": 0.0,
+    "evaluation.levels": "every",
     "init_from": "",
     "init_weights": "ema",
     "init_step": 0,
@@ -246,7 +260,8 @@ def scene_fields(data: DataConfig) -> dict[str, Any]:
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """What makes two runs the same run: every field but how it executes and how long it is (flat, dotted)."""
-    kept = ((key, value) for key, value in flatten(to_dict(config)) if key.partition(".")[0] not in FREE)
+    fields = ((key, value) for key, value in flatten(to_dict(config)) if key.partition(".")[0] not in FREE)
+    kept = ((key, PurePath(value).name if key in FOLDERS else value) for key, value in fields)
     return {key: value for key, value in kept if key not in YOUNGER or value != YOUNGER[key]}
 
 
