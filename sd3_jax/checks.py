@@ -8,6 +8,7 @@ from sd3_jax.errors import UserError
 CAPTION_WORDS = 6  # slots of a caption: [count, colour, shape, relation, colour, shape]
 LEAST_CELL = 6  # pixels: five for a shape and one to the next
 LEAST_FREE = 32  # pixels: the smallest object is seven across
+LEAST_ROBIN = 16  # examples: two for each of the levels of the validation loss
 BUCKET_AREA = 0.2  # how far, as a share, a bucket's area may be from image_size**2, whose positions and shift it has
 
 
@@ -150,6 +151,11 @@ def check(config: RunConfig) -> None:
         raise UserError(f"data.buckets: {list(map(list, data.buckets))} has a bucket twice")
     if not config.init_from and (config.init_step or config.init_weights != "ema"):
         raise UserError("init_step and init_weights: say of init_from which weights to take, and init_from is not set")
+    if config.evaluation.levels == "round-robin" and config.evaluation.examples < LEAST_ROBIN:
+        raise UserError(
+            f"evaluation.examples: {config.evaluation.examples} leave fewer than two to a level; at least "
+            f"{LEAST_ROBIN} with evaluation.levels round-robin"
+        )
     if config.batch % (max(config.mesh.data, 1) * config.mesh.fsdp * config.mesh.accumulate):
         raise UserError(
             f"batch: {config.batch} is not divisible by the mesh, data {config.mesh.data} x fsdp {config.mesh.fsdp} "

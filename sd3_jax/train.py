@@ -26,7 +26,7 @@ from sd3_jax.config import RunConfig, cooldown_start
 from sd3_jax.errors import RunFailed, Stopped, UserError
 from sd3_jax.evaluation import validation
 from sd3_jax.lease import Lease
-from sd3_jax.training import checkpoint, group, optimizer, sharding
+from sd3_jax.training import checkpoint, encoded, group, optimizer, sharding
 from sd3_jax.training.step import compute_dtype, jit_step, make_begin, make_draw, make_init, make_model
 
 
@@ -59,6 +59,7 @@ def train(
         return records.read_rows(run_dir / "DONE")[0][0] if writes else {}  # the others may share no disk with it
     if writes:
         (run_dir / "FAILED").unlink(missing_ok=True)
+    prepared = encoded.find(config, run_dir, branch_from) if config.data.source == "encoded" else None
     image_flops = flops.image_flops(config)
     budgets = {budget: flops.steps_within(config, budget) for budget in config.evaluation.budgets}
     budget_steps = frozenset(step for step in budgets.values() if 1 <= step <= steps)
@@ -87,13 +88,15 @@ def train(
         records.cut_after(run_dir, start, check)
         rows, _ = records.read_rows(run_dir / "metrics.jsonl")
         seconds_before = max((row.get("seconds", 0.0) for row in rows), default=0.0)
-        life = _life(config, mesh, steps, start) | (given.origin if given else {})
+        life = (
+            _life(config, mesh, steps, start) | (given.origin if given else {}) | (prepared.origin if prepared else {})
+        )
         records.append(run_dir / "lives.jsonl", life, check)
 
     # --- the functions of the loop ----------------------------------------------------------------------------
-    draw = make_draw(config, mesh)
+    draw = encoded.make_draw(config, mesh, prepared.train) if prepared else make_draw(config, mesh)
     train_step = jit_step(config, steps, mesh, shardings)
-    evaluate = validation.make_eval(config, make_model(config.model, config.mesh), mesh)
+    evaluate = validation.make_eval(config, make_model(config.model, config.mesh), mesh, prepared and prepared.held)
     owner, folder = group.agreed(lease.number if lease else 0), bucket.checkpoints(run_dir, config)
     saver = checkpoint.Saver(folder, config.keep_steps, owner, check, lambda: bucket.push(run_dir, config))
     rate_of = optimizer.schedule(config.optimizer, config.model.width, steps)
@@ -111,12 +114,15 @@ def train(
 
     # --- the loop ---------------------------------------------------------------------------------------------
     pending: list[dict[str, jax.Array]] = []  # metrics of steps since the last row, still on the device
-    tick = time.monotonic()
+    tick, waited = time.monotonic(), 0.0  # ... and the seconds that reading what was prepared has kept them
     copies = trackers.tracking(config.trackers if writes else (), run_dir, configs.to_dict(config))
     bar, signals = _progress(run_dir.name, steps, start), group.told_to_stop()
     with copies as track, bar as report, signals as stop, closing(saver):  # what is being saved is saved
         for step in range(start + 1, steps + 1):
-            state, metrics = train_step(state, draw(seed, np.int32(step - 1)))
+            asked = time.monotonic()
+            drawn = draw(seed, np.int32(step - 1))
+            waited += time.monotonic() - asked
+            state, metrics = train_step(state, drawn)
             pending.append(metrics)
             if len(pending) > 1:  # two steps in flight keep the device busy; more would only pile up batches
                 jax.block_until_ready(pending[-2])
@@ -131,6 +137,8 @@ def train(
                 rate = len(pending) * config.batch / (now - tick)
                 mfu = rate * image_flops / (peak * jax.device_count()) if peak else None
                 speed = {"learning_rate": float(rate_of(step - 1)), "images_per_second": round(rate, 1), "mfu": mfu}
+                if prepared:
+                    speed["data_wait"] = round(waited / (now - tick), 4)
                 record(step, "train", values | speed)
                 report(step, values["loss"], rate, mfu)
                 scores = {}
@@ -157,7 +165,7 @@ def train(
                     saved = time.monotonic()
                 if stopping and step < steps:
                     raise Stopped(f"{run_dir}: told to stop, and saved at step {step}; the same command goes on")
-                tick = time.monotonic()
+                tick, waited = time.monotonic(), 0.0
 
     # --- the end ----------------------------------------------------------------------------------------------
     rows, _ = records.read_rows(run_dir / "metrics.jsonl")

@@ -131,6 +131,23 @@ class Example(NamedTuple):
     licence: str = ""
 
 
+def settings(manifest: Manifest) -> dict[str, Any]:
+    """What the configuration of a run on this set must say, flat and dotted."""
+    clip = [part.tokens for part in manifest.parts if part.kind == "clip"]
+    size = manifest.image_size // manifest.autoencoder.downsample
+    return {
+        "data.source": "encoded",
+        "data.image_size": manifest.image_size,
+        "data.downsample": manifest.autoencoder.downsample,
+        "model.latent_size": size,
+        "model.latent_channels": manifest.autoencoder.channels,
+        "model.text_tokens": manifest.text_tokens,
+        "model.text_dim": manifest.text_dim,
+        "model.pooled_dim": manifest.pooled_dim,
+        **({"model.clip_tokens": clip[0]} if clip and clip[0] < manifest.text_tokens else {}),
+    }
+
+
 def pack(example: Example, dtype: str) -> bytes:
     """A record; arrays are rounded to ``dtype``. Equal examples give equal bytes."""
     cast = lambda array: np.ascontiguousarray(array, DTYPES[dtype]).tobytes()  # noqa: E731
@@ -212,9 +229,12 @@ def to_dict(manifest: Manifest) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(manifest)))
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a prepared set. Raises UserError for a folder that holds none, or one that says nonsense."""
-    path = folder / MANIFEST
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
+    """The manifest of a prepared set, or a copy of one.
+
+    Raises UserError for a folder that holds none, or one that says nonsense.
+    """
+    path = folder / name
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
