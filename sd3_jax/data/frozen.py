@@ -4,6 +4,7 @@
 vectors of words drawn from their hash: enough to train on a folder of captioned pictures anywhere.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from jaxtyping import Float, UInt8
 
 from sd3_jax.data.autoencoder import cosines
 from sd3_jax.data.examples import Autoencoder, Part
+from sd3_jax.errors import UserError
 
 VERSION = "1"  # of the two below: another one gives other numbers
 
@@ -87,10 +89,37 @@ def _pooled(words: Sequence[str], channels: int) -> Float[np.ndarray, " channels
     return total / np.float32(np.sqrt(max(len(words), 1)))
 
 
+@functools.lru_cache(maxsize=2**16)
 def _gaussian(text: str, n: int) -> Float[np.ndarray, " n"]:
     """Standard normal numbers that are a function of ``text`` (NumPy never changes this stream, NEP 19)."""
     seed = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
-    return np.random.RandomState(seed).standard_normal(n).astype(np.float32)
+    numbers = np.random.RandomState(seed).standard_normal(n).astype(np.float32)
+    numbers.setflags(write=False)
+    return numbers
+
+
+def load_codec(spec: str) -> ImageCodec:
+    """The autoencoder that ``cosine:CHANNELSxDOWNSAMPLE`` names. Raises UserError for anything else."""
+    kind, _, rest = spec.partition(":")
+    numbers = re.fullmatch(r"(\d+)x(\d+)", rest)
+    if kind != "cosine" or not numbers:
+        raise UserError(f"--autoencoder {spec}: is not of the form cosine:16x8 (channels x downsample)")
+    channels, downsample = map(int, numbers.groups())
+    if not 1 <= downsample <= 64 or not 1 <= channels <= 3 * downsample**2:
+        raise UserError(f"--autoencoder {spec}: downsample is 1 to 64, and channels 1 to 3 * downsample**2")
+    return cosine_codec(channels, downsample)
+
+
+def load_text(spec: str) -> TextEncoder:
+    """The text encoder that ``words:TOKENSxCHANNELS`` names. Raises UserError for anything else."""
+    kind, _, rest = spec.partition(":")
+    numbers = re.fullmatch(r"(\d+)x(\d+)", rest)
+    if kind != "words" or not numbers:
+        raise UserError(f"--text {spec}: is not of the form words:16x64 (tokens x channels)")
+    tokens, channels = map(int, numbers.groups())
+    if not 1 <= tokens <= 4096 or not 1 <= channels <= 65536:
+        raise UserError(f"--text {spec}: tokens are 1 to 4096, and channels 1 to 65536")
+    return word_encoder(tokens, channels)
 
 
 def arrange(parts: Sequence[Part]) -> tuple[tuple[Part, ...], int, int, int]:

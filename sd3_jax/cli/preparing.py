@@ -1,0 +1,148 @@
+"""Real pictures: a source of them becomes a prepared set, which is trained on."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sd3_jax import terminal
+from sd3_jax.cli.options import JsonOption
+from sd3_jax.data.examples import Manifest
+from sd3_jax.errors import RunFailed, UserError
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, table, tars, COCO's captions, tfds:NAME.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    autoencoder: Annotated[str, typer.Option(help="cosine:CHANNELSxDOWNSAMPLE.")] = "cosine:16x8",
+    text: Annotated[list[str] | None, typer.Option(help="words:TOKENSxCHANNELS.")] = None,
+    size: Annotated[int, typer.Option(min=8, max=4096, help="Pixels on a side of the square.")] = 256,
+    bucket: Annotated[
+        list[str] | None, typer.Option(metavar="HxW", help="A shape that pictures may have; may be repeated.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--as", help="What SOURCE is: folder, table, webdataset, coco, huggingface, tfds.")
+    ] = "",
+    images: Annotated[Path | None, typer.Option(help="Where the pictures of a table, or of COCO, lie.")] = None,
+    file_column: Annotated[str, typer.Option(help="The column of a table with the pictures' names.")] = "",
+    caption_column: Annotated[str, typer.Option(help="The column of a table, or key of JSON, with captions.")] = "",
+    synthetic_column: Annotated[str, typer.Option(help="The one with a second caption, a model's.")] = "synthetic",
+    hold_out: Annotated[float, typer.Option(min=0, max=0.5, help="Share that is held out, if SOURCE has none.")] = 0.0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many alone.")] = None,
+    least: Annotated[int, typer.Option(min=1, help="Pixels that a picture's shorter side must have.")] = 1,
+    licence: Annotated[str, typer.Option(help="Of pictures whose SOURCE does not say.")] = "",
+    dtype: Annotated[str, typer.Option(help="Of what is stored: float16, bfloat16, float32.")] = "float16",
+    part: Annotated[
+        str, typer.Option(metavar="K/N", help="Do this share of the work; another machine does another.")
+    ] = "1/1",
+    batch: Annotated[int, typer.Option(min=1, help="Pictures, or captions, that are encoded at a time.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
+    check: Annotated[
+        bool, typer.Option("--check", help="Make nothing: read all of OUT, and say what is damaged.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Encode captioned pictures once, for training at full speed from disk.
+
+    Kill it and run it again: it goes on, and gives the same files. What cannot be read is listed in OUT/skipped.jsonl.
+
+    Example: sd3-jax prepare pictures/emoji data/emoji --size 64 --autoencoder cosine:16x8 --text words:16x64
+    """
+    from sd3_jax.data import frozen, sources
+    from sd3_jax.data import prepare as preparing
+
+    if check:
+        _check(out, json_file)
+        return
+    if dtype not in ("float16", "bfloat16", "float32"):
+        raise UserError(f"--dtype {dtype}: is not one of float16, bfloat16, float32")
+    columns = sources.Columns(file_column, caption_column, synthetic_column)
+    shapes = tuple(_shape(one) for one in bucket or ())
+    recipe = preparing.Recipe(size, shapes, least, hold_out, dtype, licence)
+    encoders = preparing.Encoders(
+        frozen.load_codec(autoencoder), [frozen.load_text(one) for one in text or ["words:16x64"]], batch
+    )
+    found = sources.find(source, kind, columns, images)
+    if limit is not None:
+        found = sources.first(found, limit)
+    began = time.monotonic()
+    looked_at = 0
+    bars = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(TextColumn("preparing"), *bars, console=Console(stderr=True)) as bar:
+        task = bar.add_task("preparing", total=None, rate="")
+
+        def report(looked: int, done: int, chunks: int) -> None:
+            nonlocal looked_at
+            looked_at = looked
+            rate = f"{looked / (time.monotonic() - began):,.0f} pictures/s"
+            bar.update(task, completed=done, total=chunks, rate=rate)
+
+        manifest = preparing.prepare(
+            found, out, recipe, encoders, origin=source, part=_part(part), workers=workers, report=report
+        )
+    if manifest is None:
+        terminal.show(f"{out}: part {part} is done; the last one writes the manifest", {"done": part}, json_file)
+        return
+    _say(out, manifest, looked_at, time.monotonic() - began, json_file)
+
+
+def _say(out: Path, manifest: Manifest, looked: int, seconds: float, json_file: str | None) -> None:
+    from sd3_jax.data import examples
+    from sd3_jax.data.prepare import SKIPPED
+    from sd3_jax.records import read_rows
+
+    made = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("split", "size", "pictures", "MB", "bytes each"):
+        made.add_column(name, justify="left" if name == "split" else "right")
+    rows = []
+    for split, size in sorted({(shard.split, shard.size) for shard in manifest.shards}):
+        own = [shard for shard in manifest.shards if (shard.split, shard.size) == (split, size)]
+        count, total = sum(s.examples for s in own), sum(s.bytes for s in own)
+        rows.append({"split": split, "size": size, "pictures": count, "bytes": total})
+        made.add_row(split, f"{size[0]}x{size[1]}", f"{count:,}", f"{total / 1e6:,.1f}", f"{total / count:,.0f}")
+    skipped = Counter(row["reason"] for row in read_rows(out / SKIPPED)[0])
+    gone = [f"left out {n:,}: {reason}" for reason, n in skipped.most_common(8)]
+    if len(skipped) > 8:
+        gone.append(f"and {len(skipped) - 8} more reasons: {out / SKIPPED}")
+    rate = f"; {looked:,} pictures in {seconds:.1f} s, {looked / seconds:,.0f} a second" if looked else "; done before"
+    settings = examples.settings(manifest) | {"data.path": out}
+    if len(manifest.sizes) > 1 or manifest.sizes != ((manifest.image_size,) * 2,):
+        settings["data.buckets"] = str([list(size) for size in manifest.sizes]).replace(" ", "")
+    if held := manifest.count("validation"):
+        settings |= {"evaluation.examples": min(held, 512)}
+    told = " ".join(f"--set {key}={value}" for key, value in settings.items())
+    parts: list[RenderableType] = [made, *gone, f"{out}: set {manifest.digest}{rate}"]
+    parts.append(f"train on it: sd3-jax train EXPERIMENT --run RUN {told}")
+    value = {"digest": manifest.digest, "made": rows, "skipped": skipped, "seconds": seconds, "settings": settings}
+    terminal.show(parts, value, json_file)
+
+
+def _check(out: Path, json_file: str | None) -> None:
+    from sd3_jax.data import examples, shards
+
+    manifest = examples.read_manifest(out)
+    wrong = [line for _, lines in shards.check(out, manifest) for line in lines]
+    if wrong:
+        print("\n".join(wrong))
+        raise RunFailed(f"{out}: {len(wrong)} of its records or files are damaged")
+    count, files = sum(shard.examples for shard in manifest.shards), len(manifest.shards)
+    terminal.show(f"{out}: {count:,} records in {files:,} files are as they were written", wrong, json_file)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise UserError(f"--bucket {text}: is not height x width in pixels, such as 48x80")
+    return int(height), int(width)
+
+
+def _part(text: str) -> tuple[int, int]:
+    own, _, count = text.partition("/")
+    if not (own.isdigit() and count.isdigit()) or not 1 <= int(own) <= int(count):
+        raise UserError(f"--part {text}: is not K/N, such as 1/4 to 4/4")
+    return int(own), int(count)

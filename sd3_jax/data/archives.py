@@ -1,0 +1,190 @@
+"""Captioned pictures in files of many: WebDataset tars, Hugging Face and TensorFlow datasets. See :mod:`.sources`."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sd3_jax.data.pictures import SUFFIXES, Unreadable
+from sd3_jax.data.sources import (
+    CAPTIONS,
+    IMAGES,
+    Chunk,
+    Columns,
+    Item,
+    Source,
+    caption_column,
+    chunked,
+    column,
+    inside,
+    of_row,
+    text_of,
+)
+from sd3_jax.errors import UserError
+
+
+# --- WebDataset -----------------------------------------------------------------------------------------------------
+def tars(where: str, path: Path, columns: Columns) -> Source:
+    """A folder of tars, one, or a range of names, {000..123}; each is a chunk. Raises UserError for a missing one."""
+    paths = sorted(path.glob("*.tar")) if path.is_dir() else [Path(name) for name in expand(where)]
+    if lacking := [tar for tar in paths if not tar.is_file()]:
+        raise UserError(f"{lacking[0]}: no such file ({len(lacking)} of {len(paths)} are missing)")
+    return Source("webdataset", [Chunk(tar.name, partial(_of_tar, tar, columns)) for tar in paths], None)
+
+
+def expand(pattern: str) -> list[str]:
+    """WebDataset's ranges.
+
+    >>> expand("a-{08..11}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar', 'a-11.tar']
+    """
+    before, brace, rest = pattern.partition("{")
+    inside, _, after = rest.partition("}")
+    first, dots, last = inside.partition("..")
+    if not brace or not dots or not (first + last).isdigit():
+        return [pattern]
+    return [f"{before}{i:0{len(first)}d}{end}" for i in range(int(first), int(last) + 1) for end in expand(after)]
+
+
+def _of_tar(path: Path, columns: Columns) -> list[Item]:
+    """The samples of a tar, in its order: files with one name before its first dot belong together."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    items: list[Item] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name)
+                key = (name.parent / name.name.partition(".")[0]).as_posix()
+                if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
+                    why = "is a link" if member.islnk() or member.issym() else "lies outside the folder"
+                    items.append(Item(f"{path.stem}/{member.name}", partial(_refuse, why), {}))
+                elif member.isfile():
+                    place = (member.offset_data, member.size)
+                    samples.setdefault(key, {})[name.name.partition(".")[2].lower()] = place
+    except (tarfile.TarError, EOFError) as error:
+        why = f"its tar is broken here ({' '.join(str(error).split())[:60]})"
+        items.append(Item(f"{path.stem}/...", partial(_refuse, why), {}))
+    if not samples and not items:
+        items.append(Item(f"{path.stem}/...", partial(_refuse, "is not a tar with samples"), {}))
+    with open(path, "rb") as file:
+        for key, parts in samples.items():
+            items.append(_of_sample(path, file, f"{path.stem}/{key}", parts, columns))
+    return items
+
+
+def _of_sample(
+    path: Path, file: io.BufferedReader, name: str, parts: Mapping[str, tuple[int, int]], columns: Columns
+) -> Item:
+    picture = next((parts[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in parts), None)
+    if picture is None:
+        return Item(name, partial(_refuse, "has no picture"), {})
+    row: dict[str, Any] = {}
+    if "json" in parts:
+        try:
+            said = json.loads(_piece(file, *parts["json"]))
+            row = said if isinstance(said, dict) else {}
+        except (ValueError, RecursionError):
+            row = {}
+    caption = columns.caption or next((key for key in CAPTIONS if row.get(key)), "caption")
+    if "txt" in parts and not columns.caption:
+        row[caption] = text_of(_piece(file, *parts["txt"]))
+    return of_row(row, name, partial(_at, path, *picture), caption, columns)
+
+
+def _refuse(why: str) -> bytes:
+    raise Unreadable(why)
+
+
+def _piece(file: io.BufferedReader, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _at(path: Path, offset: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        data = _piece(file, offset, size)
+    if len(data) < size:
+        raise Unreadable("its tar ends before it does")
+    return data
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------------------------
+def arrow(folder: Path, columns: Columns) -> Source:
+    """A dataset as ``save_to_disk`` writes it, with or without splits; pyarrow reads it, one file to a chunk."""
+    try:
+        listing = folder / "dataset_dict.json"
+        splits = json.loads(listing.read_text(encoding="utf-8"))["splits"] if listing.exists() else [""]
+        files = [
+            (split, folder / split / str(file["filename"]))
+            for split in splits
+            for file in json.loads((folder / split / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder}: is not a dataset as datasets.save_to_disk writes one") from None
+    for _, file in files:
+        inside(folder, str(file.relative_to(folder)))
+    chunks = [Chunk(f"{split}-{file.name}", partial(_of_arrow, file, split, columns)) for split, file in files]
+    return Source("huggingface", chunks, None)
+
+
+def _of_arrow(path: Path, split: str, columns: Columns) -> list[Item]:
+    import pyarrow
+
+    try:
+        table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: is not an Arrow file ({' '.join(str(error).split())[:80]})") from None
+    picture = column(path, table.column_names, columns.file, IMAGES, "image")
+    caption = caption_column(path, table.column_names, columns)
+    others = table.drop_columns([picture])
+
+    def read(i: int) -> bytes:
+        value = table[picture][i].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise Unreadable("is not stored in the dataset, only named")
+        return data
+
+    rows: Iterable[tuple[int, dict[str, Any]]] = enumerate(others.to_pylist())
+    name = f"{split}/{path.stem}" if split else path.stem
+    return [of_row(row, f"{name}/{i}", partial(read, i), caption, columns, split) for i, row in rows]
+
+
+# --- TensorFlow datasets --------------------------------------------------------------------------------------------
+def tensorflow(name: str, columns: Columns) -> Source:
+    """Splits of a dataset that is prepared on disk; a class becomes "a photo of a {class}"."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, file_format="array_record")
+        features = builder.info.features
+        splits = {split: info.num_examples for split, info in builder.info.splits.items()}
+    except Exception as error:  # of many kinds, and many lines
+        raise UserError(f"tfds:{name}: {' '.join(str(error).split())[:160]}") from None
+    if not splits:
+        raise UserError(f"tfds:{name}: is not prepared; tfds build {name} --file_format=array_record, then again")
+    picture = column(f"tfds:{name}", list(features), columns.file, IMAGES, "image")
+    spoken = next((key for key in ([columns.caption] if columns.caption else CAPTIONS) if key in features), "label")
+    if spoken not in features:
+        raise UserError(f"tfds:{name}: has no caption and no label; it has {', '.join(features)}")
+    names = getattr(features[spoken], "names", None)
+    chunks = []
+    for split, count in sorted(splits.items()):
+        source = builder.as_data_source(split, decoders={picture: tfds.decode.SkipDecoding()})
+
+        def items(start: int, stop: int, source: Any = source, split: str = split, names: Any = names) -> list[Item]:
+            found = []
+            for i in range(start, stop):
+                value = source[i][spoken]
+                text = text_of(value) if isinstance(value, bytes) else str(value)
+                if names:
+                    text = f"a photo of a {names[int(value)].replace('_', ' ')}"
+                read = partial(lambda source, i: source[i][picture], source, i)
+                found.append(of_row({"caption": text}, f"{split}/{i}", read, "caption", Columns(), split))
+            return found
+
+        chunks += chunked(split, count, items)
+    return Source("tfds", chunks, sum(splits.values()))

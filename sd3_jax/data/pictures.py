@@ -1,0 +1,87 @@
+"""From the bytes of a file to the pixels that are encoded: nothing that a file says of itself is believed."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+# Those that Pillow decodes itself; PostScript and its like would be run by other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+MOST_PIXELS = 178_956_970  # half a gigabyte decoded: Pillow's own limit
+
+
+class Unreadable(Exception):
+    """A picture that cannot be used; the message says why, in a few words."""
+
+
+class Picture(NamedTuple):
+    """What is encoded, and what was kept of the file's picture."""
+
+    pixels: UInt8[np.ndarray, "H W 3"]
+    size: tuple[int, int]  # height and width of the picture in its file, upright
+    crop: tuple[int, int, int, int]  # top, left, height, width of what was kept, in its pixels
+
+
+def read(data: bytes, sizes: Sequence[tuple[int, int]], least: int = 1) -> Picture:
+    """Decode, turn upright, put on white, and cut out the middle at the one of ``sizes`` that is nearest in shape.
+
+    ``least``: pixels that the shorter side must have. Raises Unreadable for anything that is not a whole picture.
+    """
+    if not data:
+        raise Unreadable("is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MOST_PIXELS:
+                raise Unreadable(f"has {image.width}x{image.height} pixels, too many")
+            if min(image.size) < least:
+                raise Unreadable(f"is {image.width}x{image.height} pixels, and {least} are the least")
+            upright = ImageOps.exif_transpose(image) or image
+            whole = on_white(upright)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Unreadable("has too many pixels") from None
+    except Image.UnidentifiedImageError:
+        raise Unreadable(f"is none of {', '.join(FORMATS)}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, MemoryError) as error:
+        raise Unreadable(f"cannot be decoded ({' '.join(str(error).split())[:80]})") from None
+    return cut(whole, nearest((whole.height, whole.width), sizes))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB of any mode: what is transparent becomes white, and sixteen bits become eight."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        array = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((array >> 8 if array.max(initial=0) > 255 else array).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no range")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def nearest(size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The one of ``sizes`` whose ratio of height to width is nearest, as a factor; the first of equals.
+
+    >>> nearest((300, 400), [(64, 64), (56, 72), (72, 56)])
+    (56, 72)
+    """
+    ratio = np.log(size[0] / size[1])
+    return min(sizes, key=lambda other: abs(np.log(other[0] / other[1]) - ratio))
+
+
+def cut(image: Image.Image, size: tuple[int, int]) -> Picture:
+    """The middle of a picture, as large as it can be in the shape of ``size``, resized to it."""
+    height, width = size
+    scale = min(image.height / height, image.width / width)
+    kept = min(image.height, max(1, round(height * scale))), min(image.width, max(1, round(width * scale)))
+    top, left = (image.height - kept[0]) // 2, (image.width - kept[1]) // 2
+    box = (left, top, left + kept[1], top + kept[0])
+    small = image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return Picture(np.asarray(small), (image.height, image.width), (top, left, *kept))
