@@ -34,10 +34,13 @@ def sample(
     run: RunArgument,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A caption a line, or GenEval's metadata as .jsonl; else scenes' own."),
+        typer.Option(
+            metavar="FILE",
+            help="A caption a line, or GenEval's .jsonl; else scenes' own, or those held out.",
+        ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt of a file.")] = 4,
-    images_per_task: Annotated[int, typer.Option(min=1, help="Pictures of each task of scenes' own prompts.")] = 16,
+    images_per_task: Annotated[int, typer.Option(min=1, help="Pictures of each task; of a prepared set, in all.")] = 16,
     prompt_seed: Annotated[
         int, typer.Option(min=0, help="0: the frozen list of scenes' prompts; else a fresh one.")
     ] = 0,
@@ -56,6 +59,9 @@ def sample(
     seed: SeedOption = 0,
     method: MethodOption = "euler",
     grid: GridOption = "uniform",
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A text encoder of a prepared set to do without, as t5.")
+    ] = None,
     batch: BatchOption = 128,
 ) -> None:
     """Draw pictures with a run, in GenEval's folder layout; the same command again draws what is missing.
@@ -67,8 +73,16 @@ def sample(
     from sd3_jax.evaluation import prompts as asked
 
     config = records.load_config(run)
-    sampler = generate.Sampler(sampler_steps, guidance, shift, _weights(weights), seed, method, grid)
-    if prompts is not None:
+    parts = tuple(sorted(without or ()))
+    sampler = generate.Sampler(sampler_steps, guidance, shift, _weights(weights), seed, method, grid, parts)
+    if config.data.source == "encoded":
+        from sd3_jax.evaluation import conditioning
+
+        if prompts is not None:
+            wanted = asked.read_texts(prompts, images)
+        else:
+            wanted = conditioning.held_out_prompts(conditioning.held_out(config, run), images_per_task, prompt_seed)
+    elif prompts is not None:
         wanted = asked.read_prompts(prompts, config.data, images)
     else:
         wanted = asked.scene_prompts(config.data, images_per_task, prompt_seed)
