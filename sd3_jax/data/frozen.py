@@ -122,13 +122,19 @@ def load_text(spec: str) -> TextEncoder:
     return word_encoder(tokens, channels)
 
 
-def load_all(manifest: Manifest) -> tuple[ImageCodec, list[TextEncoder]]:
-    """The encoders that a set was prepared with. Raises UserError for one that is not there, or is another one now."""
-    codec, texts = load_codec(manifest.autoencoder.source), [load_text(part.source) for part in manifest.parts]
+def codec_of(manifest: Manifest) -> ImageCodec:
+    """The autoencoder that a set was prepared with. Raises UserError if it is not there, or is another one now."""
+    codec = load_codec(manifest.autoencoder.source)
+    _check_same(codec.described, manifest.autoencoder)
+    return codec
+
+
+def texts_of(manifest: Manifest) -> list[TextEncoder]:
+    """The text encoders that a set was prepared with, in the order of its parts. Errors of :func:`codec_of`."""
+    texts = [load_text(part.source) for part in manifest.parts]
     for part, text in zip(manifest.parts, texts, strict=True):
         _check_same(text.part, part)
-    _check_same(codec.described, manifest.autoencoder)
-    return codec, texts
+    return texts
 
 
 def _check_same(found: Part | Autoencoder, wanted: Part | Autoencoder) -> None:

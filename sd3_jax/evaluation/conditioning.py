@@ -72,7 +72,7 @@ def _of_set(manifest: Manifest, without: Sequence[str]) -> Conditioning:
     names = [part.name for part in manifest.parts]
     if unknown := [name for name in without if name not in names]:
         raise UserError(f"without {unknown[0]}: the set has no such text encoder; it has {', '.join(names)}")
-    codec, texts = frozen.load_all(manifest)
+    codec, texts = frozen.codec_of(manifest), frozen.texts_of(manifest)
     kept = np.array([name not in without for name in names])
 
     def given(prompts: Sequence[Prompt]) -> tuple[Array, Array]:
