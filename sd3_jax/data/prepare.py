@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from sd3_jax import records
-from sd3_jax.data import examples, pictures, shards
+from sd3_jax.data import examples, pictures, shards, sources
 from sd3_jax.data.examples import MANIFEST, Caption, Example, Manifest, Shard
 from sd3_jax.data.frozen import ImageCodec, TextEncoder, arrange
 from sd3_jax.data.pictures import Picture, Unreadable
@@ -222,10 +222,13 @@ def _read(item: Item, recipe: Recipe, unwanted: str) -> _Ready | _Skipped:
         return _Skipped(item.id, str(error))
     except OSError as error:
         return _Skipped(item.id, f"cannot be read ({error.strerror or error})")
+    return _Ready(item._replace(captions=captions), picture, split_of(item, recipe))
+
+
+def split_of(item: Item, recipe: Recipe) -> str:
+    """Where an item belongs: where its source says, or by a hash of its name."""
     share = int(hashlib.sha256(item.id.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) / 2**32
-    return _Ready(
-        item._replace(captions=captions), picture, item.split or ("validation" if share < recipe.hold_out else "train")
-    )
+    return item.split or ("validation" if share < recipe.hold_out else "train")
 
 
 def _check_caption(text: str) -> None:
@@ -321,6 +324,22 @@ def _sums(latents: Sequence[Float[np.ndarray, "h w _"]], encoders: Encoders) -> 
     flat = [latent[..., :channels].reshape(-1, channels).astype(np.float64) for latent in latents]
     table = np.concatenate(flat) if flat else np.zeros((0, channels))
     return {"count": len(table), "sum": table.sum(0).tolist(), "squares": (table**2).sum(0).tolist()}
+
+
+def read_pictures(where: str, size: int, split: str, hold_out: float, limit: int) -> UInt8[np.ndarray, "n H W 3"]:
+    """At most so many square pictures of one split of a source, evenly spaced over it; what cannot be read is left out.
+
+    Raises UserError if there is none.
+    """
+    chunks = sources.find(where).chunks
+    recipe = Recipe(size, hold_out=hold_out)
+    items = [item for chunk in chunks for item in chunk.items() if split_of(item, recipe) == split]
+    chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(limit, len(items))).round().astype(int))]
+    with ThreadPoolExecutor(4) as threads:
+        read = [one for one in threads.map(lambda item: _read(item, recipe, ""), chosen) if isinstance(one, _Ready)]
+    if not read:
+        raise UserError(f"{where}: has no picture of split {split} that can be read")
+    return np.stack([one.picture.pixels for one in read])
 
 
 # --- the end ----------------------------------------------------------------------------------------------------
