@@ -77,17 +77,14 @@ def reconstruct(
     rows = reconstruction.rows(codecs, images)
     cells = [["autoencoder", "channels", "f", "PSNR, dB", "SSIM", "Frechet"]]
     for row in rows:
-        means = [
-            f"{row[name]:.{digits}f}±{row[f'{name}_se']:.{digits}f}" for name, digits in (("psnr", 2), ("ssim", 3))
-        ]
-        cells.append(
-            [row["autoencoder"], f"{row['channels']}", f"{row['downsample']}", *means, f"{row['frechet']:.3f}"]
-        )
+        signal, alike = (f"{row[name]:.{k}f}±{row[f'{name}_se']:.{k}f}" for name, k in (("psnr", 2), ("ssim", 3)))
+        own = (row["autoencoder"], str(row["channels"]), str(row["downsample"]))
+        cells.append([*own, signal, alike, f"{row['frechet']:.3f}"])
     for channels, paper in published.TABLE_3.items():
         cells.append(["paper, Table 3", f"{channels}", "8", f"{paper.psnr:.2f}", f"{paper.ssim:.2f}", ""])
     note = (
-        f"{rows[0]['n']:,} pictures of {size} px. Frechet: of features that need no network (0: nothing lost, 1: the mean "
-        "picture), no FID; the paper's pictures are photographs of another size."
+        f"{rows[0]['n']:,} pictures of {size} px. Frechet: of features that need no network (0: nothing lost, 1: the "
+        "mean picture), no FID; the paper's pictures are photographs, and larger."
     )
     contact.reconstructions(codecs, images[:8], out / "reconstructions.png")
     records.write_rows(out / "reconstructions.jsonl", rows)
