@@ -105,7 +105,7 @@ def _say(out: Path, manifest: Manifest, looked: int, seconds: float, json_file: 
         count, total = sum(s.examples for s in own), sum(s.bytes for s in own)
         rows.append({"split": split, "size": size, "pictures": count, "bytes": total})
         made.add_row(split, f"{size[0]}x{size[1]}", f"{count:,}", f"{total / 1e6:,.1f}", f"{total / count:,.0f}")
-    skipped = Counter(row["reason"] for row in read_rows(out / SKIPPED)[0])
+    skipped = Counter(row["reason"].partition(" (")[0] for row in read_rows(out / SKIPPED)[0])
     gone = [f"left out {n:,}: {reason}" for reason, n in skipped.most_common(8)]
     if len(skipped) > 8:
         gone.append(f"and {len(skipped) - 8} more reasons: {out / SKIPPED}")

@@ -35,7 +35,7 @@ from sd3_jax.errors import UserError
 
 PIECE = 500  # items: what is done again after a kill, and what memory holds at a time
 SETTINGS, PIECES, SKIPPED = ".prepare.json", ".pieces", "skipped.jsonl"
-LONGEST = 20_000  # characters of a caption; a file that is longer is none
+LONGEST = 20_000  # characters of a caption; a text that is longer is none
 
 Report = Callable[[int, int, int], None]  # items that were looked at, chunks that are done, chunks in all
 
@@ -47,9 +47,7 @@ class Recipe:
     size: int = 256  # pixels on a side of the square
     buckets: tuple[tuple[int, int], ...] = ()  # height and width; a picture goes into the nearest. (): the square
     least: int = 1  # pixels that the shorter side of a picture must have
-    hold_out: float = (
-        0.0  # share of the pictures, by a hash of their names, that is held out if the source does not say
-    )
+    hold_out: float = 0.0  # share that is held out, by a hash of each picture's name, if the source does not say
     dtype: str = "float16"
     licence: str = ""  # of all whose source does not say
 
@@ -133,7 +131,9 @@ def _claim(out: Path, source: Source, recipe: Recipe, encoders: Encoders, left_o
         **asdict(recipe),
         "autoencoder": _plain(encoders.image.described),
         **{f"text {i + 1}": _plain(text.part) for i, text in enumerate(encoders.texts)},
-        "source": f"{source.kind}, {len(source.chunks)} chunks, {_hash([chunk.name for chunk in source.chunks])}",
+        "batch": encoders.batch,  # which may change the last bits of what an encoder gives
+        "source": f"{source.kind}, {len(source.chunks)} chunks, {_hash([chunk.name for chunk in source.chunks])}"
+        + ("" if source.items is None else f", {source.items} pictures"),
         "left out": f"{len(left_out)} pictures, {_hash(left_out)}",
     }
     asked = json.loads(json.dumps(asked))
@@ -212,29 +212,34 @@ def _read(item: Item, recipe: Recipe, unwanted: str) -> _Ready | _Skipped:
     try:
         if unwanted:
             raise Unreadable(unwanted)
+        _check_text(item.id, "name")
+        _check_text(item.licence, "licence")
+        if item.split not in ("", "train", "validation"):
+            raise Unreadable("is of a split that is neither train nor validation")
+        data = item.read()
         captions = {kind: text for kind, text in item.captions.items() if text}
         if not captions:
             raise Unreadable("has no caption")
         for text in captions.values():
-            _check_caption(text)
-        picture = pictures.read(item.read(), recipe.sizes, recipe.least)
+            _check_text(text, "caption")
+        picture = pictures.read(data, recipe.sizes, recipe.least)
     except Unreadable as error:
         return _Skipped(item.id, str(error))
     except OSError as error:
         return _Skipped(item.id, f"cannot be read ({error.strerror or error})")
-    share = int(hashlib.sha256(item.id.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) / 2**32
+    share = int(hashlib.sha256(item.id.encode()).hexdigest()[:8], 16) / 2**32
     return _Ready(
         item._replace(captions=captions), picture, item.split or ("validation" if share < recipe.hold_out else "train")
     )
 
 
-def _check_caption(text: str) -> None:
+def _check_text(text: str, what: str) -> None:
     if len(text) > LONGEST:
-        raise Unreadable(f"has a caption of {len(text):,} characters")
+        raise Unreadable(f"has a {what} of more than {LONGEST:,} characters")
     if "\ufffd" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise Unreadable("has a caption that is not UTF-8")
+        raise Unreadable(f"has a {what} that is not UTF-8")
     if any(unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" for letter in text):
-        raise Unreadable("has a caption with control characters")
+        raise Unreadable(f"has a {what} with control characters")
 
 
 def _write_piece(

@@ -1,8 +1,8 @@
 """Where captioned pictures come from: each a list of chunks in a fixed order, whose items are found when needed.
 
 A folder with a caption beside each picture; a table (CSV, JSONL, Parquet) of files and captions; COCO's captions; and,
-in :mod:`sd3_jax.data.archives`, WebDataset tars, a Hugging Face dataset on disk, a TensorFlow dataset without
-TensorFlow. Nothing is ever unpacked to disk.
+in :mod:`sd3_jax.data.archives`, WebDataset tars, a Hugging Face dataset on disk (its Parquet or its Arrow files), a
+TensorFlow dataset without TensorFlow. Nothing is ever unpacked to disk.
 """
 
 import csv
@@ -13,15 +13,26 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from sd3_jax.data.pictures import SUFFIXES, Unreadable
+import numpy as np
+
+from sd3_jax.data.pictures import MOST_BYTES, SUFFIXES, Unreadable
 from sd3_jax.errors import UserError
 
 CHUNK = 1000  # items, where a source is one long list
+MOST_TEXT = 1 << 24  # bytes of a caption, or of what is said of a picture: more is none
 KINDS = ("folder", "table", "webdataset", "coco", "huggingface", "tfds")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # a folder's own table
 CAPTIONS = ("caption", "text", "txt", "captions", "TEXT")  # names of the column, in order
 _FILES = ("file_name", "file", "path", "filename", "image_path", "image")
 IMAGES = ("image", "jpg", "png", "img", "picture")
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "validation",
+}
 
 
 class Item(NamedTuple):
@@ -102,15 +113,19 @@ def first(source: Source, limit: int) -> Source:
 
 
 def _looks_like(where: str, path: Path) -> str:
+    from sd3_jax.data import archives
+
     if where.startswith("tfds:"):
         return "tfds"
     if where.endswith(".tar") or (path.is_dir() and any(path.glob("*.tar"))):
         return "webdataset"
-    if path.suffix in TABLES or (path / "metadata.jsonl").exists() or (path / "metadata.csv").exists():
+    if path.suffix == ".parquet" and path.is_file() and archives.has_pictures(path):
+        return "huggingface"
+    if path.suffix in TABLES or any((path / name).exists() for name in METADATA):
         return "table"
     if path.suffix == ".json":
         return "coco"
-    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")) or any(path.rglob("*.parquet")):
         return "huggingface"
     if path.is_dir():
         return "folder"
@@ -128,11 +143,19 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _file(folder: Path, name: str) -> bytes:
+def file_of(folder: Path, name: str, most: int = MOST_BYTES) -> bytes:
+    """What a file of a folder holds. Raises Unreadable for one that is outside, no file, or of more than ``most``."""
     path = inside(folder, name)
     if not path.is_file():
         raise Unreadable("is missing" if not path.exists() else "is not a file")
+    if path.stat().st_size > most:
+        raise Unreadable("is too large")
     return path.read_bytes()
+
+
+def refuse(why: str) -> bytes:
+    """What stands for reading a picture that cannot be read."""
+    raise Unreadable(why)
 
 
 def chunked(name: str, count: int, items: Callable[[int, int], Sequence[Item]]) -> list[Chunk]:
@@ -170,10 +193,12 @@ def _files_below(folder: Path) -> Iterator[str]:
 
 def _of_folder(folder: Path, name: str, beside: set[str]) -> Item:
     text = PurePosixPath(name).with_suffix(".txt").as_posix()
-    caption = text_of(_file(folder, text)) if text in beside else ""
-    top = PurePosixPath(name).parts[0]
-    split = {"train": "train", "validation": "validation", "val": "validation"}.get(top, "")
-    return Item(name, partial(_file, folder, name), {"original": caption}, split)
+    split = SPLITS.get(PurePosixPath(name).parts[0], "")
+    try:
+        caption = text_of(file_of(folder, text, MOST_TEXT)) if text in beside else ""
+    except (Unreadable, OSError) as error:
+        return Item(name, partial(refuse, f"has a caption that {error}"), {}, split)
+    return Item(name, partial(file_of, folder, name), {"original": caption}, split)
 
 
 def text_of(data: bytes) -> str:
@@ -184,16 +209,19 @@ def text_of(data: bytes) -> str:
 # --- a table of files and captions ----------------------------------------------------------------------------------
 def _table(path: Path, columns: Columns, images: Path | None) -> Source:
     if path.is_dir():
-        path = next(file for file in (path / "metadata.jsonl", path / "metadata.csv") if file.exists())
+        there = [path / name for name in METADATA if (path / name).exists()]
+        if not there:
+            raise UserError(f"{path}: has none of {', '.join(METADATA)}")
+        path = there[0]
     rows = read_table(path)
     if not rows:
         raise UserError(f"{path}: has no rows")
-    folder, there = images or path.parent, list(rows[0])
-    file, caption = column(path, there, columns.file, _FILES, "file"), caption_column(path, there, columns)
+    folder, names = images or path.parent, list(rows[0])
+    file, caption = column(path, names, columns.file, _FILES, "file"), caption_column(path, names, columns)
 
     def items(start: int, stop: int) -> list[Item]:
         return [
-            of_row(row, str(row.get(file) or ""), partial(_file, folder, str(row.get(file) or "")), caption, columns)
+            of_row(row, str(row.get(file) or ""), partial(file_of, folder, str(row.get(file) or "")), caption, columns)
             for row in rows[start:stop]
         ]
 
@@ -246,29 +274,38 @@ def of_row(
 ) -> Item:
     """The item of a row whose column ``caption`` has its caption; ``split`` where the row does not say."""
     texts = {"original": row.get(caption), "synthetic": row.get(columns.synthetic)}
-    captions = {kind: str(text).strip() for kind, text in texts.items() if text}
-    said = {"val": "validation", "test": "validation", "valid": "validation"}.get(
-        str(row.get(columns.split) or split), str(row.get(columns.split) or split)
-    )
-    return Item(name, read, captions, said, str(row.get(columns.licence) or row.get("license") or ""))
+    one = {kind: text[0] if isinstance(text, list) and text else text for kind, text in texts.items()}  # of several
+    captions = {kind: str(text).strip() for kind, text in one.items() if text}
+    said = str(row.get(columns.split) or split)
+    licence = str(row.get(columns.licence) or row.get("license") or "")
+    return Item(name, read, captions, SPLITS.get(said.lower(), said), licence)
 
 
 # --- COCO -----------------------------------------------------------------------------------------------------------
 def _coco(path: Path, images: Path | None) -> Source:
-    """One caption to a picture, that of the lowest number; pictures in order of theirs (paper section 5.2.1's set)."""
+    """One caption to a picture, in MLPerf's order: captions are shuffled, and the first of each picture stays.
+
+    So the first 30,000 of val2014 are the pictures and the captions of its text-to-image benchmarks (pandas'
+    ``sample(frac=1, random_state=2023)``, which is this permutation).
+    """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        pictures = sorted((picture["id"], str(picture["file_name"])) for picture in tree["images"])
-        spoken = sorted(((a["image_id"], a["id"], str(a["caption"])) for a in tree["annotations"]), reverse=True)
+        names = {picture["id"]: str(picture["file_name"]) for picture in tree["images"]}
+        order = np.random.RandomState(2023).permutation(len(tree["annotations"]))
+        shuffled = [tree["annotations"][i] for i in order]
+        captions = {a["image_id"]: str(a["caption"]) for a in reversed(shuffled)}
+        pictures = list(dict.fromkeys((names[a["image_id"]], captions[a["image_id"]]) for a in shuffled))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: is not a file of COCO's captions (images and annotations)") from None
-    captions = {number: caption for number, _, caption in spoken}
-    folder = images or next((f for f in (path.parent.parent / "val2014", path.parent) if f.is_dir()), path.parent)
+    if not pictures:
+        raise UserError(f"{path}: has no captions")
+    beside = path.parent.parent / path.stem.removeprefix("captions_")  # as COCO's archives unpack
+    folder = images or (beside if beside.is_dir() else path.parent)
 
     def items(start: int, stop: int) -> list[Item]:
         return [
-            Item(name, partial(_file, folder, name), {"original": captions.get(number, "").strip()})
-            for number, name in pictures[start:stop]
+            Item(name, partial(file_of, folder, name), {"original": caption.replace("\n", "").strip()})
+            for name, caption in pictures[start:stop]
         ]
 
     return Source("coco", chunked(path.stem, len(pictures), items), len(pictures))
