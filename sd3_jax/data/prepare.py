@@ -139,7 +139,7 @@ def _claim(out: Path, source: Source, recipe: Recipe, encoders: Encoders, left_o
     asked = json.loads(json.dumps(asked))
     path = out / SETTINGS
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(not p.name.startswith(f".{SETTINGS}.") for p in out.iterdir())):
             raise UserError(f"{out}: is there already, and is no preparation; name a new folder")
         out.mkdir(parents=True, exist_ok=True)
         records.write_atomic(path, json.dumps(asked, indent=1) + "\n")
@@ -365,7 +365,8 @@ def _finish(out: Path, source: Source, recipe: Recipe, encoders: Encoders, origi
     )
     records.write_rows(out / SKIPPED, skipped)
     records.write_atomic(out / MANIFEST, json.dumps(examples.to_dict(manifest), indent=1) + "\n")
-    for stray in out.glob(".*.array_record.*"):  # of processes that were killed
+    strays = (*out.glob(".*.array_record.*"), *out.glob(f".{SETTINGS}.*"), *(out / PIECES).glob(".*"))
+    for stray in strays:  # of processes that were killed
         stray.unlink(missing_ok=True)
     return manifest
 
