@@ -34,13 +34,12 @@ def compile_step(config: RunConfig) -> Compiled:
     import jax
     import jax.numpy as jnp
 
-    from sd3_jax.training import sharding, step
+    from sd3_jax.training import step
 
     jax.clear_caches()
     steps = 10**9  # a length that no schedule ends within
-    mesh = sharding.make_mesh(config.mesh, config.batch, among=jax.devices()[:1])
     state = jax.eval_shape(step.make_init(config, steps), jnp.uint32(0))
-    examples = jax.eval_shape(step.make_draw(config, mesh), jnp.uint32(0), jnp.int32(0))
+    examples = step.example_shapes(config)
     train_step = jax.jit(step.make_step(config, steps), donate_argnums=0)
     began, spent = time.perf_counter(), time.process_time()
     lowered = train_step.lower(state, examples)

@@ -52,6 +52,8 @@ def names_of(runs: Sequence[Path]) -> dict[Path, str]:
 def check_comparable(runs: Sequence[Path]) -> None:
     """Raises UserError if the runs do not draw the same scenes."""
     data = {run: records.load_config(run).data for run in runs}
+    if prepared := [run for run, own in data.items() if own.source != "scenes"]:
+        raise UserError(f"{prepared[0]}: draws no scenes, and the proxy for preference knows nothing else")
     other = next((run for run in runs if data[run] != data[runs[0]]), None)
     if other is not None:
         raise UserError(f"{other}: draws other scenes than {runs[0]}: they cannot be compared")
@@ -106,7 +108,7 @@ def compare(
     for point in points:
         common = {
             "step": point.step,
-            **setting(records.load_config(point.run_dir), request),
+            **setting(point.run_dir, request),
             "reference": label[last],
             "proxy_accuracy": report["accuracy"],
             **({"partial": partial(problems)} if problems else {}),

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sd3_jax import records
-from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import generate, judged, prompts, truth
+from sd3_jax.evaluation import conditioning, generate, geneval, judged, likeness, prompts, truth
 from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.training import sharding
 
@@ -74,17 +73,23 @@ def best_step(run_dir: Path) -> int:
 
 def folder_of(run_dir: Path, step: int, request: Request) -> Path:
     """Where the pictures of one evaluation are."""
-    asked = _prompts(records.load_config(run_dir), request)
+    asked = _prompts(run_dir, request)
     return run_dir / "samples" / generate.folder_name(step, request.sampler, asked)
 
 
-def _prompts(config: RunConfig, request: Request) -> list[prompts.Prompt]:
-    return prompts.scene_prompts(config.data, request.images_per_task, request.prompt_seed)
+def _prompts(run_dir: Path, request: Request) -> list[prompts.Prompt]:
+    """Scenes' own, or captions of what is held out: one picture of each, as many as GenEval's six tasks have."""
+    config = records.load_config(run_dir)
+    if config.data.source == "scenes":
+        return prompts.scene_prompts(config.data, request.images_per_task, request.prompt_seed)
+    held = conditioning.held_out(config, run_dir)
+    number = min(len(geneval.TAGS) * request.images_per_task, held.manifest.count(held.split))
+    return conditioning.held_out_prompts(held, number, request.prompt_seed)
 
 
 def pictures_due(run_dir: Path, request: Request, steps: Sequence[int] | None = None) -> int:
     """How many pictures an evaluation of a run takes in all."""
-    number = sum(prompt.images for prompt in _prompts(records.load_config(run_dir), request))
+    number = sum(prompt.images for prompt in _prompts(run_dir, request))
     return number * len(due_steps(run_dir) if steps is None else steps)
 
 
@@ -104,26 +109,38 @@ def evaluate_run(
     if missing:
         saved = ", ".join(map(str, generate.steps_saved(run_dir)))
         raise UserError(f"{run_dir}: has no checkpoint of step {missing[0]}; there are {saved}")
-    asked = _prompts(config, request)
+    asked = _prompts(run_dir, request)
     mesh = sharding.make_mesh(config.mesh, config.batch)
-    draw = generate.make_draw(config, mesh, request.sampler)
+    said = conditioning.of_run(config, run_dir, request.sampler.without)
+    draw = generate.make_draw(config, mesh, request.sampler, said=said)
     rows = []
     for step in steps:
         out = folder_of(run_dir, step, request)
-        generate.sample(run_dir, step, asked, request.sampler, out, report=report, draw=draw)
-        found = judged.judge_folder(out, config.data)
-        ceilings = truth.ceilings(config.data, config.model.latent_channels, request.images_per_task)
-        own = judged.score_rows(found, ceilings, setting(config, request))
-        own += judged.distance_rows(found.pictures, config.data, config.model.latent_channels, setting(config, request))
-        own += judged.length_rows(found.pictures, setting(config, request))
-        rows += [{"step": step, **row} for row in own]
+        generate.sample(run_dir, step, asked, request.sampler, out, report=report, draw=draw, said=said)
+        score = _score_scenes if config.data.source == "scenes" else _score_pictures
+        rows += [{"step": step, **row} for row in score(run_dir, out, request)]
     write_scores(run_dir, rows)
     return rows
 
 
-def setting(config: RunConfig, request: Request) -> dict[str, Any]:
+def _score_scenes(run_dir: Path, out: Path, request: Request) -> list[dict[str, Any]]:
+    config, said = records.load_config(run_dir), setting(run_dir, request)
+    found = judged.judge_folder(out, config.data)
+    ceilings = truth.ceilings(config.data, config.model.latent_channels, request.images_per_task)
+    rows = judged.score_rows(found, ceilings, said)
+    rows += judged.distance_rows(found.pictures, config.data, config.model.latent_channels, said)
+    return rows + judged.length_rows(found.pictures, said)
+
+
+def _score_pictures(run_dir: Path, out: Path, request: Request) -> list[dict[str, Any]]:
+    config, said = records.load_config(run_dir), setting(run_dir, request)
+    found = likeness.read_pictures(out, config)
+    return likeness.distance_rows(found, config, run_dir, said) + judged.length_rows(found, said)
+
+
+def setting(run_dir: Path, request: Request) -> dict[str, Any]:
     """The fields of a row that say how its pictures came to be."""
-    asked = _prompts(config, request)
+    asked = _prompts(run_dir, request)
     return request.sampler.settings | {"prompt_seed": request.prompt_seed, "prompt_list": prompts.fingerprint(asked)}
 
 
@@ -133,6 +150,6 @@ def write_scores(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    drawn = ("sampler", "steps", "guidance", "shift", "weights", "seed", "grid")
+    drawn = ("sampler", "steps", "guidance", "shift", "weights", "seed", "grid", "without")
     names = ("step", "name", "group", *drawn, "prompt_list", "reference")
     return tuple(json.dumps(row.get(name)) for name in names)

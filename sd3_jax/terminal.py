@@ -74,7 +74,7 @@ def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
         chart.add_column(heading, justify="right", no_wrap=True)
     for run, step in systems:
         own = {(row["name"], row["group"]): row for row in rows if (row["run"], row.get("step")) == (run, step)}
-        values = [_value(own.get((name, "overall")), brief=name == _DISTANCE) for name in columns.values()]
+        values = [_value(own.get((name, "overall")), brief=name in _DISTANCES) for name in columns.values()]
         chart.add_row(run, "" if step is None else f"{step:,}", *values)
     lines = [_range(rows, key) for key in ("chance", "ceiling", "other_caption")]
     compared = next((row for row in rows if "proxy_accuracy" in row), None)
@@ -93,18 +93,19 @@ def _range(rows: Sequence[Mapping[str, Any]], key: str) -> str:
         values = [row[key] for row in own if row.get(key) is not None and math.isfinite(row[key])]
         if values:
             low, high = f"{min(values):.3f}", f"{max(values):.3f}"
-            better = " (the lower the better)" if name == _DISTANCE else ""
+            better = " (the lower the better)" if name in _DISTANCES else ""
             parts.append(f"{heading} {low}" + (f" to {high}" if high != low else "") + better)
     label = "rated by another caption" if key == "other_caption" else key
     return f"{label}: {', '.join(parts)}" if parts else ""
 
 
-_DISTANCE = "scene-frechet"  # the only one that is the lower the better
+_DISTANCES = ("scene-frechet", "picture-frechet", "validation-loss")  # the lower the better
 _COLUMNS = {
     "geneval": "scene-geneval",
     "soft": "scene-geneval-soft",
     "compbench": "scene-compbench",
-    "frechet": _DISTANCE,
+    "frechet": "scene-frechet",
+    "frechet of pictures": "picture-frechet",
     "preferred": "proxy-preference",
     "Elo": "proxy-preference-elo",
 }
@@ -127,7 +128,7 @@ def _by_task(rows: Sequence[Mapping[str, Any]]) -> Table:
             key = "chance" if row.get("chance") is not None else "other_caption"
             above = _plus_minus(row.get("above_chance"), row.get("above_chance_se"))
             by_chance, by_truth = (_plus_minus(row.get(column), None) for column in (key, "ceiling"))
-            label = "" if number else heading + (" (low is good)" if name == _DISTANCE else "")
+            label = "" if number else heading + (" (low is good)" if name in _DISTANCES else "")
             chart.add_row(label, row["group"], _value(row), by_chance, above, by_truth, str(row.get("n", "")))
     return chart
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 from sd3_jax.config import DataConfig
 from sd3_jax.data import captions, composition, scenes
 from sd3_jax.evaluation import geneval, scene_fit, scene_judge
-from sd3_jax.evaluation.generate import to_uint8
+from sd3_jax.evaluation.conditioning import to_uint8
 from sd3_jax.evaluation.prompts import GROUPS, metadata
 from sd3_jax.experiments import load_experiment
 from sd3_jax.overlays import resolve

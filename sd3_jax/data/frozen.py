@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sd3_jax.data.autoencoder import cosines
-from sd3_jax.data.examples import Autoencoder, Part
+from sd3_jax.data.examples import Autoencoder, Manifest, Part
 from sd3_jax.errors import UserError
 
 VERSION = "1"  # of the two below: another one gives other numbers
@@ -120,6 +120,26 @@ def load_text(spec: str) -> TextEncoder:
     if not 1 <= tokens <= 4096 or not 1 <= channels <= 65536:
         raise UserError(f"--text {spec}: tokens are 1 to 4096, and channels 1 to 65536")
     return word_encoder(tokens, channels)
+
+
+def codec_of(manifest: Manifest) -> ImageCodec:
+    """The autoencoder that a set was prepared with. Raises UserError if it is not there, or is another one now."""
+    codec = load_codec(manifest.autoencoder.source)
+    _check_same(codec.described, manifest.autoencoder)
+    return codec
+
+
+def texts_of(manifest: Manifest) -> list[TextEncoder]:
+    """The text encoders that a set was prepared with, in the order of its parts. Errors of :func:`codec_of`."""
+    texts = [load_text(part.source) for part in manifest.parts]
+    for part, text in zip(manifest.parts, texts, strict=True):
+        _check_same(text.part, part)
+    return texts
+
+
+def _check_same(found: Part | Autoencoder, wanted: Part | Autoencoder) -> None:
+    if found.digest != wanted.digest:
+        raise UserError(f"{found.source}: has other weights ({found.digest}) than the set's ({wanted.digest})")
 
 
 def arrange(parts: Sequence[Part]) -> tuple[tuple[Part, ...], int, int, int]:

@@ -130,6 +130,13 @@ def read_chunks(prepared: Prepared, chunks: Sequence[Int[np.ndarray, " n"]]) -> 
     return _ahead(grain.MapDataset.range(len(chunks)).map(read))
 
 
+def read_examples(prepared: Prepared, chosen: Sequence[int]) -> Iterator[Example]:
+    """Some of a split's records, one by one. Errors of :func:`batches`."""
+    records = Records(prepared.folder, [s for s in prepared.manifest.shards if s.split == prepared.split])
+    for i in chosen:
+        yield _read(records, int(i), prepared.manifest)
+
+
 def _ahead(read: grain.MapDataset) -> Iterator[Rows]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(AHEAD, max(2, cpus))

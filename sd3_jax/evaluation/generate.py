@@ -24,15 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Float, Int, Shaped, UInt32
 
 from sd3_jax import bucket, records
 from sd3_jax.checks import size_problem
 from sd3_jax.config import RunConfig, fingerprint, scene_fields
 from sd3_jax.data import scenes
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import folders
+from sd3_jax.evaluation import conditioning, folders
 from sd3_jax.evaluation import prompts as asked
+from sd3_jax.evaluation.conditioning import Conditioning
 from sd3_jax.evaluation.prompts import Prompt
 from sd3_jax.flops import total_steps
 from sd3_jax.flow import objectives, samplers
@@ -54,13 +55,17 @@ class Sampler:
     seed: int = 0
     method: str = "euler"  # of samplers.METHODS
     grid: str = "uniform"  # of samplers.GRIDS
+    without: tuple[str, ...] = ()  # text encoders whose output is zero (the paper's figure 9: without T5)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields as rows of scores have them; the grid only where it is not the usual one."""
+        """The fields as rows of scores have them; the youngest only where they are not as usual."""
         fields = {"sampler": self.method, **dataclasses.asdict(self)}
         del fields["method"]
-        return {key: value for key, value in fields.items() if (key, value) != ("grid", "uniform")}
+        fields["without"] = list(self.without)
+        return {
+            key: value for key, value in fields.items() if (key, value) not in (("grid", "uniform"), ("without", []))
+        }
 
     def __post_init__(self) -> None:
         for name, low, high in (("steps", 1, 1000), ("guidance", 0, 100), ("shift", 0.01, 100), ("seed", 0, 2**32 - 1)):
@@ -78,13 +83,14 @@ class Sampler:
         """What tells samplers apart, as part of a file name."""
         shift = f"-shift{self.shift:g}" if self.shift != 1 else ""
         grid = f"-{self.grid}" if self.grid != "uniform" else ""
-        return f"{self.weights}-{self.method}{self.steps}{grid}-cfg{self.guidance:g}{shift}-seed{self.seed}"
+        without = "".join(f"-no-{name}" for name in self.without)
+        return f"{self.weights}-{self.method}{self.steps}{grid}-cfg{self.guidance:g}{shift}{without}-seed{self.seed}"
 
 
 class Drawn(NamedTuple):
-    """Pictures, and how far the latent of each went from noise (paper Table 6)."""
+    """Pictures (or latents, of a set whose autoencoder runs elsewhere), and how far each went from noise (Table 6)."""
 
-    images: UInt8[Array, "b H W 3"]
+    images: Shaped[Array, "b ..."]
     length: Float[Array, " b"]
 
 
@@ -93,8 +99,7 @@ class Job(NamedTuple):
 
     folder: int  # index of its prompt
     number: int  # of the picture among those of its prompt
-    words: Int[np.ndarray, "6"]
-    text: str
+    prompt: Prompt
 
 
 def steps_saved(run_dir: Path) -> list[int]:
@@ -118,11 +123,19 @@ def check_size(config: RunConfig, size: scenes.Size) -> scenes.Size | None:
     return None if size == (config.data.image_size, config.data.image_size) else size
 
 
-def make_draw(config: RunConfig, mesh: Mesh, sampler: Sampler, size: scenes.Size | None = None) -> Any:
-    """``draw(params, words [b 6], prompt [b], index [b]) -> Drawn``, jitted, on every process whole.
+def make_draw(
+    config: RunConfig,
+    mesh: Mesh,
+    sampler: Sampler,
+    size: scenes.Size | None = None,
+    said: Conditioning | None = None,
+) -> Any:
+    """``draw(params, given [b ...], prompt [b], index [b]) -> Drawn``, jitted, on every process whole.
 
-    ``prompt`` is a number that stands for the prompt's text. ``size``: in pixels; else square, as in validation.
+    ``given`` is what ``said`` (of a configuration of scenes, unless told) makes of prompts, and ``prompt`` a number
+    that stands for the prompt's text. ``size``: in pixels; else square, as in validation.
     """
+    said = said or conditioning.of_run(config, None, sampler.without)
     model, data = make_model(config.model, config.mesh), config.data
     height, width = (side // data.downsample for side in size or (data.image_size, data.image_size))
     shape = (height, width, config.model.latent_channels)
@@ -132,24 +145,17 @@ def make_draw(config: RunConfig, mesh: Mesh, sampler: Sampler, size: scenes.Size
     def velocity_given(params: Any, *text: Any) -> objectives.Velocity:
         return objectives.velocity_of(lambda z, t: model.apply({"params": params}, z, t, *text), config.flow)
 
-    def draw(params: Any, words: Int[Array, "b 6"], prompt: UInt32[Array, " b"], index: Int[Array, " b"]) -> Drawn:
+    def draw(params: Any, given: Any, prompt: UInt32[Array, " b"], index: Int[Array, " b"]) -> Drawn:
         key = jax.vmap(lambda p, i: scenes.example_key(sampler.seed, scenes.EVALUATION, p, i))(prompt, index)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)
-        dropped = jnp.zeros((len(words), data.text_parts), bool)
-        caption = scenes.embed_captions(words, dropped, config.model, data.text_parts, data.text_sequence)
-        nothing = scenes.unconditional(config.model, len(words))
+        caption, nothing = said.text(given), scenes.unconditional(config.model, len(prompt))
         conditional, unconditional = (velocity_given(params, *text) for text in (caption, nothing))
         velocity = samplers.guided(conditional, unconditional, sampler.guidance)
         latents, length = samplers.integrate(velocity, samplers.begin(noise, first), grid, sampler.method)
-        return Drawn(to_uint8(scenes.decode(latents, data)), length)
+        return Drawn(said.picture(latents), length)
 
     batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return jax.jit(draw, in_shardings=(None, batch, batch, batch), out_shardings=whole)
-
-
-def to_uint8(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
-    """Pictures in [-1, 1] as 8-bit values; what is outside is clipped."""
-    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
 def load_weights(run_dir: Path, config: RunConfig, mesh: Mesh, step: int, weights: str) -> Any:
@@ -170,11 +176,12 @@ def sample(
     report: Report = lambda pictures: None,
     draw: Any = None,
     size: scenes.Size | None = None,
+    said: Conditioning | None = None,
 ) -> Path:
     """Draw what is not there yet of these prompts' pictures into ``out``, and return it.
 
-    ``draw``: the function of :func:`make_draw`, where several checkpoints of a run share it. ``size``: height and
-    width in pixels, as :func:`check_size` gives it.
+    ``draw``: the function of :func:`make_draw`, where several checkpoints of a run share it, and ``said`` what it was
+    made with. ``size``: height and width in pixels, as :func:`check_size` gives it.
 
     ``report`` is told of the pictures that are there, then of each batch. Raises UserError for a checkpoint that is
     not there, and where ``out`` holds pictures drawn otherwise.
@@ -187,8 +194,9 @@ def sample(
     jobs = _missing(out, prompts)
     report(sum(prompt.images for prompt in prompts) - len(jobs))
     if jobs:
-        draw = draw or make_draw(config, sharding.make_mesh(config.mesh, config.batch), sampler, size)
-        _draw_jobs(run_dir, config, step, jobs, sampler, out, batch, report, draw)
+        said = said or conditioning.of_run(config, run_dir, sampler.without)
+        draw = draw or make_draw(config, sharding.make_mesh(config.mesh, config.batch), sampler, size, said)
+        _draw_jobs(run_dir, config, step, jobs, sampler, out, batch, report, draw, said)
     if jax.process_index() == 0:
         new = {job.folder for job in jobs}
         for folder, prompt in enumerate(prompts):
@@ -207,17 +215,19 @@ def _draw_jobs(
     batch: int,
     report: Report,
     draw: Any,
+    said: Conditioning,
 ) -> None:
     mesh = sharding.make_mesh(config.mesh, config.batch)
     params = load_weights(run_dir, config, mesh, step, sampler.weights)
     size = -(-min(batch, len(jobs)) // mesh.size) * mesh.size
     for chunk in (jobs[i : i + size] for i in range(0, len(jobs), size)):
         padded = [*chunk, *[chunk[-1]] * (size - len(chunk))]
-        words = np.stack([job.words for job in padded])
-        numbers = np.array([zlib.crc32(job.text.encode()) for job in padded], np.uint32)
-        drawn = draw(params, words, numbers, np.array([job.number for job in padded]))
+        numbers = np.array([zlib.crc32(job.prompt.text.encode()) for job in padded], np.uint32)
+        given = said.given([job.prompt for job in padded])
+        drawn = draw(params, given, numbers, np.array([job.number for job in padded]))
         if jax.process_index() == 0:
-            for job, image, length in zip(chunk, *map(np.asarray, drawn), strict=False):
+            images = said.finish(np.asarray(drawn.images))
+            for job, image, length in zip(chunk, images, np.asarray(drawn.length), strict=False):
                 folders.write_png(folders.image_path(out, job.folder, job.number), image, float(length))
         report(len(chunk))
 
@@ -262,7 +272,7 @@ def _open(out: Path, settings: dict[str, Any], prompts: Sequence[Prompt]) -> Non
 
 def _missing(out: Path, prompts: Sequence[Prompt]) -> list[Job]:
     return [
-        Job(folder, index, prompt.words, prompt.text)
+        Job(folder, index, prompt)
         for folder, prompt in enumerate(prompts)
         for index in range(prompt.images)
         if not _is_picture(folders.image_path(out, folder, index))

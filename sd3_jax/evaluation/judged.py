@@ -5,7 +5,7 @@ What is found in a picture is kept beside it, under its checksum: nothing is loo
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,15 @@ def judge_folder(out: Path, data: DataConfig) -> Judged:
 
 
 def read_pictures(out: Path, data: DataConfig) -> Pictures:
-    """All pictures of a folder that can be read. Raises UserError if there is none."""
+    """All pictures of a folder of scenes that can be read. Raises UserError if there is none."""
+    return read_described(out, lambda metadata: _described(metadata, data), data.image_size)
+
+
+def read_described(out: Path, describe: Callable[[Mapping[str, Any]], Any], side: int) -> Pictures:
+    """All square pictures of ``side`` pixels of a folder that can be read, each prompt as ``describe`` understands it.
+
+    Raises UserError if there is none, or for a prompt that is not understood, or is there twice.
+    """
     asked: list[dict[str, Any]] = []
     numbers: list[int] = []
     rows: list[tuple[int, int, folders.Read]] = []
@@ -63,7 +71,7 @@ def read_pictures(out: Path, data: DataConfig) -> Pictures:
     seen: dict[str, int] = {}
     for number, metadata, paths in folders.read_folder(out):
         try:
-            metadata = _described(metadata, data)
+            metadata = describe(metadata)
         except UserError as error:
             raise UserError(f"{out / f'{number:05d}' / 'metadata.jsonl'}: {error}") from None
         if metadata["prompt"] in seen:
@@ -81,9 +89,9 @@ def read_pictures(out: Path, data: DataConfig) -> Pictures:
             except UserError as error:
                 problems.append(str(error))
                 continue
-            if read.image.shape != (data.image_size, data.image_size, 3):
+            if read.image.shape != (side, side, 3):
                 height, width = read.image.shape[:2]
-                problems.append(f"{path}: has {width} x {height} pixels, not {data.image_size} x {data.image_size}")
+                problems.append(f"{path}: has {width} x {height} pixels, not {side} x {side}")
                 continue
             rows.append((len(asked), int(path.stem), read))
         asked.append(metadata)

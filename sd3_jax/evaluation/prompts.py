@@ -8,7 +8,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,40 +117,60 @@ def read_prompts(path: Path, data: DataConfig, images: int = IMAGES_A_PROMPT) ->
     Raises UserError for a caption that scenes cannot show, or one that is given twice, naming the line; for text that
     is not UTF-8; and for a file without prompts.
     """
+    found = []
+    for number, row in _lines(path):
+        try:
+            words = captions.parse(row["prompt"])
+            check_shown(words, data)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        found.append((number, Prompt(words, metadata(words) | {"split": split_of(words, data)}, images)))
+    return _each_once(path, found)
+
+
+def read_texts(path: Path, images: int = IMAGES_A_PROMPT) -> list[Prompt]:
+    """The prompts of a file as :func:`read_prompts` reads one, for a model that any text can be said to.
+
+    What a line of ``.jsonl`` says beside its prompt is kept, as GenEval's evaluator needs it. Errors likewise.
+    """
+    return _each_once(path, [(number, Prompt(np.zeros(0, int), row, images)) for number, row in _lines(path)])
+
+
+def _each_once(path: Path, found: list[tuple[int, Prompt]]) -> list[Prompt]:
+    """Raises UserError if there is no prompt, or the same one twice, with their lines."""
+    where: dict[str, int] = {}
+    for number, prompt in found:
+        if prompt.text in where:
+            first = where[prompt.text]
+            raise UserError(
+                f"{path}:{number}: the prompt of line {first} again: {prompt.text!r}; each may be given once"
+            )
+        where[prompt.text] = number
+    if not found:
+        raise UserError(f"{path}: holds no prompt; expected a caption a line, such as 'a photo of a red square'")
+    return [prompt for _, prompt in found]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number of each line that is not empty, and an object with its ``prompt``."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
-    found: list[Prompt] = []
-    where: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        text = _caption(line, f"{path}:{number}") if path.suffix == ".jsonl" else line.strip()
-        try:
-            words = captions.parse(text)
-            check_shown(words, data)
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
-        described = metadata(words)
-        if described["prompt"] in where:
-            first = where[described["prompt"]]
-            raise UserError(f"{path}:{number}: the prompt of line {first} again: {text!r}; each may be given once")
-        where[described["prompt"]] = number
-        found.append(Prompt(words, described | {"split": split_of(words, data)}, images))
-    if not found:
-        raise UserError(f"{path}: holds no prompt; expected a caption a line, such as 'a photo of a red square'")
-    return found
+        if line.strip():
+            row = _object(line, f"{path}:{number}") if path.suffix == ".jsonl" else {"prompt": line.strip()}
+            yield number, row
 
 
-def _caption(line: str, where: str) -> str:
+def _object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # also a number of very many digits, and very deep nesting
         raise UserError(f"{where}: is not JSON: {getattr(error, 'msg', 'too large a number or too deep')}") from None
-    if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str):
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise UserError(f"{where}: has no 'prompt', a sentence such as 'a photo of a red square'")
-    return row["prompt"]
+    return row
 
 
 def check_shown(words: Int[np.ndarray, "6"], data: DataConfig) -> None:

@@ -10,8 +10,8 @@ from jaxtyping import Array, Int, UInt8
 from sd3_jax.config import DataConfig
 from sd3_jax.data import captions, composition, scenes
 from sd3_jax.evaluation import fidelity, scene_judge, scores
+from sd3_jax.evaluation.conditioning import to_uint8
 from sd3_jax.evaluation.fidelity import Distance, Moments
-from sd3_jax.evaluation.generate import to_uint8
 from sd3_jax.evaluation.prompts import GROUPS, metadata
 from sd3_jax.evaluation.scores import Score
 

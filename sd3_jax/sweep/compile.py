@@ -138,7 +138,7 @@ def step_memory(config: RunConfig, devices: Sequence[Any]) -> int:
 
     mesh = sharding.make_mesh(config.mesh, config.batch, among=devices)
     state = jax.eval_shape(step.make_init(config, _STEPS), jnp.uint32(0))
-    examples = jax.eval_shape(step.make_draw(config, mesh), jnp.uint32(0), jnp.int32(0))
+    examples = step.example_shapes(config)
     train_step = step.jit_step(config, _STEPS, mesh, sharding.state_shardings(mesh, state))
     used = train_step.lower(state, examples).compile().memory_analysis()
     arguments = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes

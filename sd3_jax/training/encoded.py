@@ -70,8 +70,7 @@ def find_held(config: RunConfig, folder: Path, trained: Manifest) -> Prepared:
     Raises UserError for a set that was encoded otherwise than ``trained``, or that is too small.
     """
     manifest = read_manifest(folder)
-    own = manifest.digest == trained.digest
-    split = "validation" if own or manifest.count("validation") else "train"
+    split, count = split_of(manifest, trained)
     plain = [(part.name, part.digest, part.tokens) for part in manifest.parts]
     if plain != [(part.name, part.digest, part.tokens) for part in trained.parts]:
         raise UserError(f"{folder}: its text encoders are others than those of what is trained on")
@@ -80,13 +79,19 @@ def find_held(config: RunConfig, folder: Path, trained: Manifest) -> Prepared:
         raise UserError(f"{folder}: its autoencoder is another than that of what is trained on")
     same = dataclasses.replace(theirs, shift=ours.shift, scale=ours.scale)
     prepared = Prepared(folder, dataclasses.replace(manifest, autoencoder=same), split)
-    count, wanted = manifest.count(split), config.evaluation.examples
+    wanted = config.evaluation.examples
     if not count:
         raise UserError(f"{folder}: holds nothing out to validate on; prepare it so, or name a set in data.validation")
     if count < wanted:
         raise UserError(f"{folder}: has {count} examples of split {split}; --set evaluation.examples={count} or fewer")
     latents.check_fits(config, prepared)
     return prepared
+
+
+def split_of(manifest: Manifest, trained: Manifest) -> tuple[str, int]:
+    """Which split of a set a loss is measured on, and how many examples it has."""
+    split = "validation" if manifest.digest == trained.digest or manifest.count("validation") else "train"
+    return split, manifest.count(split)
 
 
 def _check_same(path: Path, manifest: Manifest) -> None:

@@ -79,6 +79,18 @@ class Examples(NamedTuple):
     t: Float[Array, " b"]
 
 
+def example_shapes(config: RunConfig) -> Examples:
+    """The shapes of a batch of square pictures, wherever it comes from; no array is made."""
+    model, b = config.model, config.batch
+    image = (b, model.latent_size, model.latent_size, model.latent_channels)
+
+    def zeros() -> Examples:
+        text = jnp.zeros((b, model.text_tokens, model.text_dim)), jnp.zeros((b, model.pooled_dim))
+        return Examples(scenes.Batch(jnp.zeros(image), *text), jnp.zeros(image), jnp.zeros(b))
+
+    return jax.eval_shape(zeros)
+
+
 def make_draw(config: RunConfig, mesh: Mesh) -> Any:
     """``draw(seed, step) -> Examples``, jitted apart from the step: it is the same program for every model size.
 
