@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from sd3_jax.data import archives, sources
@@ -98,6 +100,32 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
     assert second.read()
     with pytest.raises(Unreadable, match="too large"):
         sources.file_of(folder, "b.png", 10)
+
+
+def test_folders_of_classes_have_a_caption_for_each_class(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", train_n01_a="", train_n01_b="", train_n02_a="", train_n03_a="", val_n02_a="own")
+    for path in folder.rglob("*.txt"):
+        if path.parent.parent.name == "train":
+            path.unlink()
+    (tmp_path / "names.txt").write_text("n01 tench, Tinca tinca\nn02 great white shark\n")
+    classes = sources.read_classes(tmp_path / "names.txt")
+    assert classes == {"n01": ["tench", "Tinca tinca"], "n02": ["great white shark"]}
+    found = plain(items(folder, classes=classes))
+    assert {caption for name, caption, _ in found[:2]} <= {"a photo of a tench", "a photo of a Tinca tinca"}
+    assert found[2:] == [
+        ("train/n02/a.png", "a photo of a great white shark", "train"),
+        ("train/n03/a.png", "", "train"),
+        ("val/n02/a.png", "own", "validation"),
+    ]
+    drawn = [sources.photo_of(classes["n01"], f"{i}.jpg") for i in range(1000)]
+    assert 400 < drawn.count("a photo of a tench") < 600
+    assert drawn == [sources.photo_of(classes["n01"], f"{i}.jpg") for i in range(1000)]
+    (tmp_path / "names.txt").write_text("n01 tench\nn02\n")
+    with pytest.raises(UserError, match=r"names.txt:2: is no class and its names"):
+        sources.read_classes(tmp_path / "names.txt")
+    (folder / "val/n02/a.txt").unlink()
+    with pytest.raises(UserError, match="no names of --classes for its folders"):
+        find(str(folder))
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -398,6 +426,72 @@ def test_parquet_files_of_the_hub_hold_their_pictures(tmp_path: Path) -> None:
     assert found[0].licence == "MIT"
     one = items(tmp_path / names[0])
     assert plain(one) == [(f"train-00000-of-00002/{i}", f"words {i}", "train") for i in range(2)]
+
+
+# --- TensorFlow -----------------------------------------------------------------------------------------------------
+def field(number: int, data: bytes) -> bytes:
+    """A field of a protocol buffer."""
+    size = len(data)
+    return bytes([number << 3 | 2, size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + data
+
+
+def tensorflow_set(root: Path, name: str, version: str, labels: list[str], splits: dict[str, list[int]]) -> None:
+    """As ``tfds build --file_format=array_record`` leaves it: features, what is there, and examples."""
+    import tensorflow_datasets as tfds
+
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=labels)}
+    tfds.features.FeaturesDict(features).save_config(str(folder))
+    for split, numbers in splits.items():
+        writer = ArrayRecordWriter(str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
+        for i in numbers:  # tf.train.Example: a map of names to lists of bytes, or of integers
+            image = field(1, field(1, b"image") + field(2, field(1, field(1, png(i)))))
+            label = field(1, field(1, b"label") + field(2, field(3, field(1, bytes([i % len(labels)])))))
+            writer.write(field(1, image + label))
+        writer.close()
+    said = [
+        {
+            "name": split,
+            "numBytes": "1",
+            "shardLengths": [str(len(numbers))],
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        }
+        for split, numbers in splits.items()
+    ]
+    info = {"name": name, "version": version, "fileFormat": "array_record", "splits": said}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_tensorflow_datasets_are_read_without_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CHUNK", 2)
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    labels = [f"petal_{i}" for i in range(102)]
+    tensorflow_set(tmp_path, "oxford_flowers102", "2.1.1", labels, {"train": [0, 1, 2], "test": [3], "validation": [4]})
+    assert find("tfds:oxford_flowers102").items == 5
+    found = items("tfds:oxford_flowers102")
+    named = ["canterbury bells", "english marigold", "hard-leaved pocket orchid", "pink primrose", "sweet pea"]
+    assert sorted(item.captions["original"] for item in found) == [f"a photo of a {name}" for name in named]
+    assert [(item.id, item.split) for item in found] == [
+        ("test/0", "validation"),
+        ("train/0", "train"),
+        ("train/1", "train"),
+        ("train/2", "train"),
+        ("validation/0", "validation"),
+    ]
+    assert [item.read() for item in found] == [png(i) for i in (3, 0, 1, 2, 4)]
+    assert "tensorflow" not in sys.modules
+
+
+def test_imagenet_needs_names_for_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="tfds build imagenet2012 --file_format=array_record, then again"):
+        find("tfds:imagenet2012")
+    tensorflow_set(tmp_path, "imagenet2012", "5.1.0", ["n01440764", "n01443537"], {"train": [0, 1]})
+    with pytest.raises(UserError, match="its classes are numbers of WordNet; give their names with --classes FILE"):
+        find("tfds:imagenet2012")
+    found = items("tfds:imagenet2012", classes={"n01440764": ["tench"]})
+    assert [item.captions["original"] for item in found] == ["a photo of a tench", "a photo of a n01443537"]
 
 
 # --- what it is -----------------------------------------------------------------------------------------------------

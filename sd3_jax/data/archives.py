@@ -2,8 +2,9 @@
 
 import io
 import json
+import re
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +24,7 @@ from sd3_jax.data.sources import (
     column,
     inside,
     of_row,
+    photo_of,
     refuse,
     text_of,
 )
@@ -193,37 +195,45 @@ def _of_arrow(path: Path, name: str, split: str, columns: Columns) -> list[Item]
 
 
 # --- TensorFlow datasets --------------------------------------------------------------------------------------------
-def tensorflow(name: str, columns: Columns) -> Source:
-    """Splits of a dataset that is prepared on disk; a class becomes "a photo of a {class}"."""
+def tensorflow(name: str, columns: Columns, classes: Mapping[str, Sequence[str]]) -> Source:
+    """Splits of a dataset that is prepared on disk. A label becomes "a photo of a {class}", a name of ``classes``."""
     import tensorflow_datasets as tfds
 
+    where = f"tfds:{name}"
     try:
         builder = tfds.builder(name, file_format="array_record")
         features = builder.info.features
         splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     except Exception as error:  # of many kinds, and many lines
-        raise UserError(f"tfds:{name}: {' '.join(str(error).split())[:160]}") from None
+        raise UserError(f"{where}: {' '.join(str(error).split())[:160]}") from None
     if not splits:
-        raise UserError(f"tfds:{name}: is not prepared; tfds build {name} --file_format=array_record, then again")
-    picture = column(f"tfds:{name}", list(features), columns.file, IMAGES, "image")
-    spoken = next((key for key in ([columns.caption] if columns.caption else CAPTIONS) if key in features), "label")
-    if spoken not in features:
-        raise UserError(f"tfds:{name}: has no caption and no label; it has {', '.join(features)}")
-    names = getattr(features[spoken], "names", None)
-    chunks = []
+        raise UserError(
+            f"{where}: is not below {builder.data_dir}; tfds build {name} --file_format=array_record, then again"
+        )
+    picture = column(where, list(features), columns.file, IMAGES, "image")
+    spoken = column(where, list(features), columns.caption, (*CAPTIONS, "label"), "caption and no label")
+    labels: list[str] | None = getattr(features[spoken], "names", None)
+    if labels and not classes and all(re.fullmatch(r"n\d{8}", label) for label in labels):
+        raise UserError(f"{where}: its classes are numbers of WordNet; give their names with --classes FILE")
+    names = {label: classes.get(label, [label]) for label in labels or ()}
+    chunks: list[Chunk] = []
     for split, count in sorted(splits.items()):
-        source = builder.as_data_source(split, decoders={picture: tfds.decode.SkipDecoding()})
+        data = builder.as_data_source(split, decoders={picture: tfds.decode.SkipDecoding()})
 
-        def items(start: int, stop: int, source: Any = source, split: str = split, names: Any = names) -> list[Item]:
+        def items(start: int, stop: int, data: Any = data, split: str = split) -> list[Item]:
             found = []
             for i in range(start, stop):
-                value = source[i][spoken]
+                value = data[i][spoken]
                 text = text_of(value) if isinstance(value, bytes) else str(value)
-                if names:
-                    text = f"a photo of a {names[int(value)].replace('_', ' ')}"
-                read = partial(lambda source, i: source[i][picture], source, i)
+                if labels:
+                    text = photo_of(names[labels[int(value)]], f"{split}/{i}")
+                read = partial(_of_data, data, i, picture)
                 found.append(of_row({"caption": text}, f"{split}/{i}", read, "caption", Columns(), split))
             return found
 
         chunks += chunked(split, count, items)
     return Source("tfds", chunks, sum(splits.values()))
+
+
+def _of_data(data: Any, i: int, picture: str) -> bytes:
+    return data[i][picture]

@@ -1,11 +1,12 @@
 """Where captioned pictures come from: each a list of chunks in a fixed order, whose items are found when needed.
 
-A folder with a caption beside each picture; a table (CSV, JSONL, Parquet) of files and captions; COCO's captions; and,
-in :mod:`sd3_jax.data.archives`, WebDataset tars, a Hugging Face dataset on disk (its Parquet or its Arrow files), a
-TensorFlow dataset without TensorFlow. Nothing is ever unpacked to disk.
+A folder with a caption beside each picture, or with one for each class; a table (CSV, JSONL, Parquet) of files and
+captions; COCO's captions; and, in :mod:`sd3_jax.data.archives`, WebDataset tars, a Hugging Face dataset on disk (its
+Parquet or its Arrow files), a TensorFlow dataset without TensorFlow. Nothing is ever unpacked to disk.
 """
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,10 +74,17 @@ class Source(NamedTuple):
     items: int | None  # where that is known without opening every chunk
 
 
-def find(where: str, kind: str = "", columns: Columns = USUAL, images: Path | None = None) -> Source:
+def find(
+    where: str,
+    kind: str = "",
+    columns: Columns = USUAL,
+    images: Path | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+) -> Source:
     """What ``where`` holds: ``kind`` of :data:`KINDS`, or what it looks like. Raises UserError if it is none of them.
 
-    ``images``: the folder of COCO's pictures, and of a table's; else beside it.
+    ``images``: the folder of COCO's pictures, and of a table's; else beside it. ``classes``: names of each class, which
+    is what a folder of pictures is called by, or a dataset's label.
     """
     path = Path(where)
     kind = kind or _looks_like(where, path)
@@ -85,7 +93,7 @@ def find(where: str, kind: str = "", columns: Columns = USUAL, images: Path | No
     if kind != "tfds" and kind != "webdataset" and not path.exists():
         raise UserError(f"{where}: no such file or directory")
     if kind == "folder":
-        return _folder(path)
+        return _folder(path, classes or {})
     if kind == "table":
         return _table(path, columns, images)
     if kind == "coco":
@@ -96,7 +104,7 @@ def find(where: str, kind: str = "", columns: Columns = USUAL, images: Path | No
         return archives.tars(where, path, columns)
     if kind == "huggingface":
         return archives.arrow(path, columns)
-    return archives.tensorflow(where.removeprefix("tfds:"), columns)
+    return archives.tensorflow(where.removeprefix("tfds:"), columns, classes or {})
 
 
 def first(source: Source, limit: int) -> Source:
@@ -164,20 +172,42 @@ def chunked(name: str, count: int, items: Callable[[int, int], Sequence[Item]]) 
     return [Chunk(f"{name}-{i}", partial(items, i, min(i + CHUNK, count))) for i in starts]
 
 
+def read_classes(path: Path) -> dict[str, list[str]]:
+    """Names of each class, of lines such as ``n01440764 tench, Tinca tinca``. Raises UserError for one of no names."""
+    classes = {}
+    for number, line in enumerate(text_of(path.read_bytes()).splitlines(), 1):
+        own, _, names = line.strip().partition(" ")
+        classes[own] = [name.strip() for name in names.split(",") if name.strip()]
+        if not classes[own]:
+            raise UserError(f"{path}:{number}: is no class and its names, such as n01440764 tench, Tinca tinca")
+    return classes
+
+
+def photo_of(names: Sequence[str], picture: str) -> str:
+    """The caption of a class (paper section 5.1), of whose names one is drawn by the picture's id.
+
+    >>> photo_of(["sea_horse"], "a.jpg")
+    'a photo of a sea horse'
+    """
+    drawn = int(hashlib.sha256(f"class {picture}".encode(errors="replace")).hexdigest()[:8], 16) % len(names)
+    return f"a photo of a {names[drawn].replace('_', ' ')}"
+
+
 # --- a folder -------------------------------------------------------------------------------------------------------
-def _folder(folder: Path) -> Source:
+def _folder(folder: Path, classes: Mapping[str, Sequence[str]]) -> Source:
     names = sorted(_files_below(folder))
     pictures = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not pictures:
         raise UserError(f"{folder}: has no pictures ({', '.join(SUFFIXES)})")
     beside = {name for name in names if name.endswith(".txt")}
-    if not beside:
+    if not beside and not classes:
         raise UserError(
-            f"{folder}: has {len(pictures):,} pictures, and no captions: no .txt beside each, no metadata.jsonl"
+            f"{folder}: has {len(pictures):,} pictures and no captions: no .txt beside each, no metadata.jsonl, and no "
+            "names of --classes for its folders"
         )
 
     def items(start: int, stop: int) -> list[Item]:
-        return [_of_folder(folder, name, beside) for name in pictures[start:stop]]
+        return [_of_folder(folder, name, beside, classes) for name in pictures[start:stop]]
 
     return Source("folder", chunked(folder.name, len(pictures), items), len(pictures))
 
@@ -191,11 +221,13 @@ def _files_below(folder: Path) -> Iterator[str]:
                 yield (Path(root) / name).relative_to(folder).as_posix()
 
 
-def _of_folder(folder: Path, name: str, beside: set[str]) -> Item:
+def _of_folder(folder: Path, name: str, beside: set[str], classes: Mapping[str, Sequence[str]]) -> Item:
     text = PurePosixPath(name).with_suffix(".txt").as_posix()
     split = SPLITS.get(PurePosixPath(name).parts[0], "")
     try:
         caption = text_of(file_of(folder, text, MOST_TEXT)) if text in beside else ""
+        if not caption and (own := PurePosixPath(name).parent.name) in classes:
+            caption = photo_of(classes[own], name)
     except (Unreadable, OSError) as error:
         return Item(name, partial(refuse, f"has a caption that {error}"), {}, split)
     return Item(name, partial(file_of, folder, name), {"original": caption}, split)
