@@ -32,6 +32,9 @@ def prepare(
     file_column: Annotated[str, typer.Option(help="The column of a table with the pictures' names.")] = "",
     caption_column: Annotated[str, typer.Option(help="The column of a table, or key of JSON, with captions.")] = "",
     synthetic_column: Annotated[str, typer.Option(help="The one with a second caption, a model's.")] = "synthetic",
+    classes: Annotated[
+        Path | None, typer.Option(help="Names of classes, a line each: n01440764 tench, Tinca tinca.")
+    ] = None,
     hold_out: Annotated[float, typer.Option(min=0, max=0.5, help="Share that is held out, if SOURCE has none.")] = 0.0,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many alone.")] = None,
     least: Annotated[int, typer.Option(min=1, help="Pixels that a picture's shorter side must have.")] = 1,
@@ -67,7 +70,7 @@ def prepare(
     encoders = preparing.Encoders(
         frozen.load_codec(autoencoder), [frozen.load_text(one) for one in text or ["words:16x64"]], batch
     )
-    found = sources.find(source, kind, columns, images)
+    found = sources.find(source, kind, columns, images, sources.read_classes(classes) if classes else None)
     if limit is not None:
         found = sources.first(found, limit)
     began = time.monotonic()
@@ -105,7 +108,7 @@ def _say(out: Path, manifest: Manifest, looked: int, seconds: float, json_file: 
         count, total = sum(s.examples for s in own), sum(s.bytes for s in own)
         rows.append({"split": split, "size": size, "pictures": count, "bytes": total})
         made.add_row(split, f"{size[0]}x{size[1]}", f"{count:,}", f"{total / 1e6:,.1f}", f"{total / count:,.0f}")
-    skipped = Counter(row["reason"] for row in read_rows(out / SKIPPED)[0])
+    skipped = Counter(row["reason"].partition(" (")[0] for row in read_rows(out / SKIPPED)[0])
     gone = [f"left out {n:,}: {reason}" for reason, n in skipped.most_common(8)]
     if len(skipped) > 8:
         gone.append(f"and {len(skipped) - 8} more reasons: {out / SKIPPED}")

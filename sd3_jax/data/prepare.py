@@ -13,73 +13,29 @@ killed, and run again, gives the same files bit for bit, and several machines ma
 
 import hashlib
 import json
-import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from sd3_jax import records
-from sd3_jax.data import examples, pictures, shards, sources
-from sd3_jax.data.examples import MANIFEST, Caption, Example, Manifest, Shard
-from sd3_jax.data.frozen import ImageCodec, TextEncoder, arrange
-from sd3_jax.data.pictures import Picture, Unreadable
+from sd3_jax.data import examples, pieces, sources
+from sd3_jax.data.examples import MANIFEST, Manifest, Shard
+from sd3_jax.data.frozen import arrange
+from sd3_jax.data.pieces import Encoders, Ready, Recipe, Skipped, look, split_of
 from sd3_jax.data.sources import Item, Source
 from sd3_jax.errors import UserError
 
 PIECE = 500  # items: what is done again after a kill, and what memory holds at a time
 SETTINGS, PIECES, SKIPPED = ".prepare.json", ".pieces", "skipped.jsonl"
-LONGEST = 20_000  # characters of a caption; a file that is longer is none
 
 Report = Callable[[int, int, int], None]  # items that were looked at, chunks that are done, chunks in all
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How pictures become examples."""
-
-    size: int = 256  # pixels on a side of the square
-    buckets: tuple[tuple[int, int], ...] = ()  # height and width; a picture goes into the nearest. (): the square
-    least: int = 1  # pixels that the shorter side of a picture must have
-    hold_out: float = (
-        0.0  # share of the pictures, by a hash of their names, that is held out if the source does not say
-    )
-    dtype: str = "float16"
-    licence: str = ""  # of all whose source does not say
-
-    @property
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Of the pictures that are encoded."""
-        return self.buckets or ((self.size, self.size),)
-
-
-class Encoders(NamedTuple):
-    """What encodes: one autoencoder, and text encoders that stand where ``arrange`` puts them."""
-
-    image: ImageCodec
-    texts: Sequence[TextEncoder]
-    batch: int = 32
-
-
-class _Ready(NamedTuple):
-    """An item that can be encoded."""
-
-    item: Item
-    picture: Picture
-    split: str
-
-
-class _Skipped(NamedTuple):
-    """A picture that cannot be used, and why."""
-
-    id: str
-    reason: str
 
 
 def prepare(
@@ -107,7 +63,8 @@ def prepare(
         for done, (number, chunk) in enumerate(chunks):
             if not _is_done(out, number):
                 for place, last, own in _todo(out, number, chunk.items(), recipe, left_out, threads):
-                    _write_piece(out, number, place, last, own, recipe, encoders)
+                    row = {"last": last, **pieces.write(out, f"{number:05d}-{place:03d}", own, recipe, encoders)}
+                    records.write_atomic(_piece(out, number, place), json.dumps(row) + "\n")
                     looked += len(own)
                     report(looked, done, len(chunks))
             report(looked, done + 1, len(chunks))
@@ -133,13 +90,15 @@ def _claim(out: Path, source: Source, recipe: Recipe, encoders: Encoders, left_o
         **asdict(recipe),
         "autoencoder": _plain(encoders.image.described),
         **{f"text {i + 1}": _plain(text.part) for i, text in enumerate(encoders.texts)},
-        "source": f"{source.kind}, {len(source.chunks)} chunks, {_hash([chunk.name for chunk in source.chunks])}",
+        "batch": encoders.batch,  # which may change the last bits of what an encoder gives
+        "source": f"{source.kind}, {len(source.chunks)} chunks, {_hash([chunk.name for chunk in source.chunks])}"
+        + ("" if source.items is None else f", {source.items} pictures"),
         "left out": f"{len(left_out)} pictures, {_hash(left_out)}",
     }
     asked = json.loads(json.dumps(asked))
     path = out / SETTINGS
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(not p.name.startswith(f".{SETTINGS}.") for p in out.iterdir())):
             raise UserError(f"{out}: is there already, and is no preparation; name a new folder")
         out.mkdir(parents=True, exist_ok=True)
         records.write_atomic(path, json.dumps(asked, indent=1) + "\n")
@@ -192,14 +151,14 @@ def _todo(
     recipe: Recipe,
     left_out: Mapping[str, str],
     threads: ThreadPoolExecutor,
-) -> Iterator[tuple[int, bool, list[_Ready | _Skipped]]]:
+) -> Iterator[tuple[int, bool, list[Ready | Skipped]]]:
     """The pieces of a chunk that are not done: place, whether it is the last, and its pictures, decoded one ahead."""
     count = max(-(-len(items) // PIECE), 1)
     places = [place for place in range(count) if not _piece(out, number, place).exists()]
 
-    def begin(place: int) -> list[Future[_Ready | _Skipped]]:
+    def begin(place: int) -> list[Future[Ready | Skipped]]:
         own = items[place * PIECE : (place + 1) * PIECE]
-        return [threads.submit(_read, item, recipe, left_out.get(item.id, "")) for item in own]
+        return [threads.submit(look, item, recipe, left_out.get(item.id, "")) for item in own]
 
     following = begin(places[0]) if places else []
     for place, after in zip(places, [*places[1:], None], strict=True):
@@ -207,136 +166,16 @@ def _todo(
         yield place, place == count - 1, [future.result() for future in reading]
 
 
-def _read(item: Item, recipe: Recipe, unwanted: str) -> _Ready | _Skipped:
-    """Decode a picture, and look at its captions."""
-    try:
-        if unwanted:
-            raise Unreadable(unwanted)
-        captions = {kind: text for kind, text in item.captions.items() if text}
-        if not captions:
-            raise Unreadable("has no caption")
-        for text in captions.values():
-            _check_caption(text)
-        picture = pictures.read(item.read(), recipe.sizes, recipe.least)
-    except Unreadable as error:
-        return _Skipped(item.id, str(error))
-    except OSError as error:
-        return _Skipped(item.id, f"cannot be read ({error.strerror or error})")
-    return _Ready(item._replace(captions=captions), picture, split_of(item, recipe))
-
-
-def split_of(item: Item, recipe: Recipe) -> str:
-    """Where an item belongs: where its source says, or by a hash of its name."""
-    share = int(hashlib.sha256(item.id.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) / 2**32
-    return item.split or ("validation" if share < recipe.hold_out else "train")
-
-
-def _check_caption(text: str) -> None:
-    if len(text) > LONGEST:
-        raise Unreadable(f"has a caption of {len(text):,} characters")
-    if "\ufffd" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise Unreadable("has a caption that is not UTF-8")
-    if any(unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" for letter in text):
-        raise Unreadable("has a caption with control characters")
-
-
-def _write_piece(
-    out: Path,
-    number: int,
-    place: int,
-    last: bool,
-    own: Sequence[_Ready | _Skipped],
-    recipe: Recipe,
-    encoders: Encoders,
-) -> None:
-    """Encode the pictures and captions of a piece, write its shards, and then what says that it is done."""
-    ready = [one for one in own if isinstance(one, _Ready)]
-    latents = _latents(ready, encoders, recipe.dtype)
-    spoken = _captions(ready, encoders, recipe.dtype)
-    groups: dict[tuple[str, tuple[int, int]], list[int]] = defaultdict(list)
-    for i, (_, picture, split) in enumerate(ready):
-        groups[split, picture.pixels.shape[:2]].append(i)
-    written = []
-    for (split, size), chosen in sorted(groups.items()):
-        name = f"{split}-{number:05d}-{place:03d}" + (f"-{size[0]}x{size[1]}" if recipe.buckets else "")
-        path = out / f"{name}.array_record"
-        packed = (
-            examples.pack(
-                Example(
-                    ready[i].item.id,
-                    latents[i],
-                    {kind: Caption(text, spoken[text]) for kind, text in ready[i].item.captions.items()},
-                    ready[i].picture.size,
-                    ready[i].picture.crop,
-                    ready[i].item.licence or recipe.licence,
-                ),
-                recipe.dtype,
-            )
-            for i in chosen
-        )
-        written.append(asdict(Shard(path.name, split, size, *shards.write(path, packed))))  # type: ignore[arg-type]
-    row = {
-        "last": last,
-        "shards": written,
-        "captions": sorted({kind for one in ready for kind in one.item.captions}),
-        "licences": Counter(one.item.licence or recipe.licence for one in ready),
-        "moments": _sums([latents[i] for i, one in enumerate(ready) if one.split == "train"], encoders),
-        "skipped": [one._asdict() for one in own if isinstance(one, _Skipped)],
-    }
-    records.write_atomic(_piece(out, number, place), json.dumps(row) + "\n")
-
-
-def _latents(ready: Sequence[_Ready], encoders: Encoders, dtype: str) -> list[Float[np.ndarray, "h w _"]]:
-    """Encoded in batches of one size each; a batch that is not full is filled up, so that each is computed alike."""
-    found: dict[int, Float[np.ndarray, "h w _"]] = {}
-    by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i, one in enumerate(ready):
-        by_size[one.picture.pixels.shape].append(i)
-    for chosen in by_size.values():
-        for full in _filled(chosen, encoders.batch):
-            encoded = encoders.image.encode(np.stack([ready[i].picture.pixels for i in full]))
-            found |= dict(zip(full, encoded.astype(examples.DTYPES[dtype]), strict=True))
-    return [found[i] for i in range(len(ready))]
-
-
-def _captions(ready: Sequence[_Ready], encoders: Encoders, dtype: str) -> dict[str, dict[str, Any]]:
-    """What each text encoder makes of each caption, of both kinds."""
-    texts = sorted({text for one in ready for text in one.item.captions.values()})
-    found: dict[str, dict[str, Any]] = {text: {} for text in texts}
-    for encoder in encoders.texts:
-        for full in _filled(texts, encoders.batch):
-            states, pooled = (x.astype(examples.DTYPES[dtype]) for x in encoder.encode(full))
-            for text, own, vector in zip(full, states, pooled, strict=True):
-                found[text][encoder.part.name] = own, vector
-    return found
-
-
-def _filled(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """Batches of ``size``, the last filled up with its last item."""
-    for start in range(0, len(items), size):
-        own = list(items[start : start + size])
-        yield own + own[-1:] * (size - len(own))
-
-
-def _sums(latents: Sequence[Float[np.ndarray, "h w _"]], encoders: Encoders) -> dict[str, Any]:
-    """Of each channel of the latents (of their means): how many numbers, their sum, and that of their squares."""
-    channels = encoders.image.described.channels
-    flat = [latent[..., :channels].reshape(-1, channels).astype(np.float64) for latent in latents]
-    table = np.concatenate(flat) if flat else np.zeros((0, channels))
-    return {"count": len(table), "sum": table.sum(0).tolist(), "squares": (table**2).sum(0).tolist()}
-
-
 def read_pictures(where: str, size: int, split: str, hold_out: float, limit: int) -> UInt8[np.ndarray, "n H W 3"]:
     """At most so many square pictures of one split of a source, evenly spaced over it; what cannot be read is left out.
 
     Raises UserError if there is none.
     """
-    chunks = sources.find(where).chunks
     recipe = Recipe(size, hold_out=hold_out)
-    items = [item for chunk in chunks for item in chunk.items() if split_of(item, recipe) == split]
+    items = [item for chunk in sources.find(where).chunks for item in chunk.items() if split_of(item, recipe) == split]
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(limit, len(items))).round().astype(int))]
     with ThreadPoolExecutor(4) as threads:
-        read = [one for one in threads.map(lambda item: _read(item, recipe, ""), chosen) if isinstance(one, _Ready)]
+        read = [one for one in threads.map(lambda item: look(item, recipe, ""), chosen) if isinstance(one, Ready)]
     if not read:
         raise UserError(f"{where}: has no picture of split {split} that can be read")
     return np.stack([one.picture.pixels for one in read])
@@ -345,17 +184,17 @@ def read_pictures(where: str, size: int, split: str, hold_out: float, limit: int
 # --- the end ----------------------------------------------------------------------------------------------------
 def _finish(out: Path, source: Source, recipe: Recipe, encoders: Encoders, origin: str) -> Manifest:
     """The manifest and the list of what was skipped, from what the pieces gave."""
-    pieces = [piece for number in range(len(source.chunks)) for piece in _pieces(out, number)]
-    skipped = [row for piece in pieces for row in piece["skipped"]]
-    written = tuple(Shard(**{**shard, "size": tuple(shard["size"])}) for piece in pieces for shard in piece["shards"])
+    done = [piece for number in range(len(source.chunks)) for piece in _pieces(out, number)]
+    skipped = [row for piece in done for row in piece["skipped"]]
+    written = tuple(Shard(**{**shard, "size": tuple(shard["size"])}) for piece in done for shard in piece["shards"])
     if not written:
         why = Counter(row["reason"] for row in skipped).most_common(1)
         raise UserError(
             f"{out}: not one picture could be used" + (f"; {why[0][1]:,} times: {why[0][0]}" if why else "")
         )
-    captions = {kind for piece in pieces for kind in piece["captions"]}
-    licences: Counter[str] = sum((Counter(piece["licences"]) for piece in pieces), Counter())
-    statistics = _statistics([piece["moments"] for piece in pieces])
+    captions = {kind for piece in done for kind in piece["captions"]}
+    licences: Counter[str] = sum((Counter(piece["licences"]) for piece in done), Counter())
+    statistics = _statistics([piece["moments"] for piece in done])
     autoencoder = encoders.image.described
     if not autoencoder.scale:
         if not statistics.get("std"):
@@ -379,7 +218,8 @@ def _finish(out: Path, source: Source, recipe: Recipe, encoders: Encoders, origi
     )
     records.write_rows(out / SKIPPED, skipped)
     records.write_atomic(out / MANIFEST, json.dumps(examples.to_dict(manifest), indent=1) + "\n")
-    for stray in out.glob(".*.array_record.*"):  # of processes that were killed
+    strays = (*out.glob(".*.array_record.*"), *out.glob(f".{SETTINGS}.*"), *(out / PIECES).glob(".*"))
+    for stray in strays:  # of processes that were killed
         stray.unlink(missing_ok=True)
     return manifest
 

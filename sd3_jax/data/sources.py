@@ -1,11 +1,12 @@
 """Where captioned pictures come from: each a list of chunks in a fixed order, whose items are found when needed.
 
-A folder with a caption beside each picture; a table (CSV, JSONL, Parquet) of files and captions; COCO's captions; and,
-in :mod:`sd3_jax.data.archives`, WebDataset tars, a Hugging Face dataset on disk, a TensorFlow dataset without
-TensorFlow. Nothing is ever unpacked to disk.
+A folder with a caption beside each picture, or with one for each class; a table (CSV, JSONL, Parquet) of files and
+captions; COCO's captions; and, in :mod:`sd3_jax.data.archives`, WebDataset tars, a Hugging Face dataset on disk (its
+Parquet or its Arrow files), a TensorFlow dataset without TensorFlow. Nothing is ever unpacked to disk.
 """
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,15 +14,26 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from sd3_jax.data.pictures import SUFFIXES, Unreadable
+import numpy as np
+
+from sd3_jax.data.pictures import MOST_BYTES, SUFFIXES, Unreadable
 from sd3_jax.errors import UserError
 
 CHUNK = 1000  # items, where a source is one long list
+MOST_TEXT = 1 << 24  # bytes of a caption, or of what is said of a picture: more is none
 KINDS = ("folder", "table", "webdataset", "coco", "huggingface", "tfds")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # a folder's own table
 CAPTIONS = ("caption", "text", "txt", "captions", "TEXT")  # names of the column, in order
 _FILES = ("file_name", "file", "path", "filename", "image_path", "image")
 IMAGES = ("image", "jpg", "png", "img", "picture")
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "validation",
+}
 
 
 class Item(NamedTuple):
@@ -62,10 +74,17 @@ class Source(NamedTuple):
     items: int | None  # where that is known without opening every chunk
 
 
-def find(where: str, kind: str = "", columns: Columns = USUAL, images: Path | None = None) -> Source:
+def find(
+    where: str,
+    kind: str = "",
+    columns: Columns = USUAL,
+    images: Path | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+) -> Source:
     """What ``where`` holds: ``kind`` of :data:`KINDS`, or what it looks like. Raises UserError if it is none of them.
 
-    ``images``: the folder of COCO's pictures, and of a table's; else beside it.
+    ``images``: the folder of COCO's pictures, and of a table's; else beside it. ``classes``: names of each class, which
+    is what a folder of pictures is called by, or a dataset's label.
     """
     path = Path(where)
     kind = kind or _looks_like(where, path)
@@ -74,7 +93,7 @@ def find(where: str, kind: str = "", columns: Columns = USUAL, images: Path | No
     if kind != "tfds" and kind != "webdataset" and not path.exists():
         raise UserError(f"{where}: no such file or directory")
     if kind == "folder":
-        return _folder(path)
+        return _folder(path, classes or {})
     if kind == "table":
         return _table(path, columns, images)
     if kind == "coco":
@@ -85,7 +104,7 @@ def find(where: str, kind: str = "", columns: Columns = USUAL, images: Path | No
         return archives.tars(where, path, columns)
     if kind == "huggingface":
         return archives.arrow(path, columns)
-    return archives.tensorflow(where.removeprefix("tfds:"), columns)
+    return archives.tensorflow(where.removeprefix("tfds:"), columns, classes or {})
 
 
 def first(source: Source, limit: int) -> Source:
@@ -102,15 +121,19 @@ def first(source: Source, limit: int) -> Source:
 
 
 def _looks_like(where: str, path: Path) -> str:
+    from sd3_jax.data import archives
+
     if where.startswith("tfds:"):
         return "tfds"
     if where.endswith(".tar") or (path.is_dir() and any(path.glob("*.tar"))):
         return "webdataset"
-    if path.suffix in TABLES or (path / "metadata.jsonl").exists() or (path / "metadata.csv").exists():
+    if path.suffix == ".parquet" and path.is_file() and archives.has_pictures(path):
+        return "huggingface"
+    if path.suffix in TABLES or any((path / name).exists() for name in METADATA):
         return "table"
     if path.suffix == ".json":
         return "coco"
-    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")) or any(path.rglob("*.parquet")):
         return "huggingface"
     if path.is_dir():
         return "folder"
@@ -128,11 +151,19 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _file(folder: Path, name: str) -> bytes:
+def file_of(folder: Path, name: str, most: int = MOST_BYTES) -> bytes:
+    """What a file of a folder holds. Raises Unreadable for one that is outside, no file, or of more than ``most``."""
     path = inside(folder, name)
     if not path.is_file():
         raise Unreadable("is missing" if not path.exists() else "is not a file")
+    if path.stat().st_size > most:
+        raise Unreadable("is too large")
     return path.read_bytes()
+
+
+def refuse(why: str) -> bytes:
+    """What stands for reading a picture that cannot be read."""
+    raise Unreadable(why)
 
 
 def chunked(name: str, count: int, items: Callable[[int, int], Sequence[Item]]) -> list[Chunk]:
@@ -141,20 +172,42 @@ def chunked(name: str, count: int, items: Callable[[int, int], Sequence[Item]]) 
     return [Chunk(f"{name}-{i}", partial(items, i, min(i + CHUNK, count))) for i in starts]
 
 
+def read_classes(path: Path) -> dict[str, list[str]]:
+    """Names of each class, of lines such as ``n01440764 tench, Tinca tinca``. Raises UserError for one of no names."""
+    classes = {}
+    for number, line in enumerate(text_of(path.read_bytes()).splitlines(), 1):
+        own, _, names = line.strip().partition(" ")
+        classes[own] = [name.strip() for name in names.split(",") if name.strip()]
+        if not classes[own]:
+            raise UserError(f"{path}:{number}: is no class and its names, such as n01440764 tench, Tinca tinca")
+    return classes
+
+
+def photo_of(names: Sequence[str], picture: str) -> str:
+    """The caption of a class (paper section 5.1), of whose names one is drawn by the picture's id.
+
+    >>> photo_of(["sea_horse"], "a.jpg")
+    'a photo of a sea horse'
+    """
+    drawn = int(hashlib.sha256(f"class {picture}".encode(errors="replace")).hexdigest()[:8], 16) % len(names)
+    return f"a photo of a {names[drawn].replace('_', ' ')}"
+
+
 # --- a folder -------------------------------------------------------------------------------------------------------
-def _folder(folder: Path) -> Source:
+def _folder(folder: Path, classes: Mapping[str, Sequence[str]]) -> Source:
     names = sorted(_files_below(folder))
     pictures = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not pictures:
         raise UserError(f"{folder}: has no pictures ({', '.join(SUFFIXES)})")
     beside = {name for name in names if name.endswith(".txt")}
-    if not beside:
+    if not beside and not classes:
         raise UserError(
-            f"{folder}: has {len(pictures):,} pictures, and no captions: no .txt beside each, no metadata.jsonl"
+            f"{folder}: has {len(pictures):,} pictures and no captions: no .txt beside each, no metadata.jsonl, and no "
+            "names of --classes for its folders"
         )
 
     def items(start: int, stop: int) -> list[Item]:
-        return [_of_folder(folder, name, beside) for name in pictures[start:stop]]
+        return [_of_folder(folder, name, beside, classes) for name in pictures[start:stop]]
 
     return Source("folder", chunked(folder.name, len(pictures), items), len(pictures))
 
@@ -168,12 +221,16 @@ def _files_below(folder: Path) -> Iterator[str]:
                 yield (Path(root) / name).relative_to(folder).as_posix()
 
 
-def _of_folder(folder: Path, name: str, beside: set[str]) -> Item:
+def _of_folder(folder: Path, name: str, beside: set[str], classes: Mapping[str, Sequence[str]]) -> Item:
     text = PurePosixPath(name).with_suffix(".txt").as_posix()
-    caption = text_of(_file(folder, text)) if text in beside else ""
-    top = PurePosixPath(name).parts[0]
-    split = {"train": "train", "validation": "validation", "val": "validation"}.get(top, "")
-    return Item(name, partial(_file, folder, name), {"original": caption}, split)
+    split = SPLITS.get(PurePosixPath(name).parts[0], "")
+    try:
+        caption = text_of(file_of(folder, text, MOST_TEXT)) if text in beside else ""
+        if not caption and (own := PurePosixPath(name).parent.name) in classes:
+            caption = photo_of(classes[own], name)
+    except (Unreadable, OSError) as error:
+        return Item(name, partial(refuse, f"has a caption that {error}"), {}, split)
+    return Item(name, partial(file_of, folder, name), {"original": caption}, split)
 
 
 def text_of(data: bytes) -> str:
@@ -184,16 +241,19 @@ def text_of(data: bytes) -> str:
 # --- a table of files and captions ----------------------------------------------------------------------------------
 def _table(path: Path, columns: Columns, images: Path | None) -> Source:
     if path.is_dir():
-        path = next(file for file in (path / "metadata.jsonl", path / "metadata.csv") if file.exists())
+        there = [path / name for name in METADATA if (path / name).exists()]
+        if not there:
+            raise UserError(f"{path}: has none of {', '.join(METADATA)}")
+        path = there[0]
     rows = read_table(path)
     if not rows:
         raise UserError(f"{path}: has no rows")
-    folder, there = images or path.parent, list(rows[0])
-    file, caption = column(path, there, columns.file, _FILES, "file"), caption_column(path, there, columns)
+    folder, names = images or path.parent, list(rows[0])
+    file, caption = column(path, names, columns.file, _FILES, "file"), caption_column(path, names, columns)
 
     def items(start: int, stop: int) -> list[Item]:
         return [
-            of_row(row, str(row.get(file) or ""), partial(_file, folder, str(row.get(file) or "")), caption, columns)
+            of_row(row, str(row.get(file) or ""), partial(file_of, folder, str(row.get(file) or "")), caption, columns)
             for row in rows[start:stop]
         ]
 
@@ -246,29 +306,38 @@ def of_row(
 ) -> Item:
     """The item of a row whose column ``caption`` has its caption; ``split`` where the row does not say."""
     texts = {"original": row.get(caption), "synthetic": row.get(columns.synthetic)}
-    captions = {kind: str(text).strip() for kind, text in texts.items() if text}
-    said = {"val": "validation", "test": "validation", "valid": "validation"}.get(
-        str(row.get(columns.split) or split), str(row.get(columns.split) or split)
-    )
-    return Item(name, read, captions, said, str(row.get(columns.licence) or row.get("license") or ""))
+    one = {kind: text[0] if isinstance(text, list) and text else text for kind, text in texts.items()}  # of several
+    captions = {kind: str(text).strip() for kind, text in one.items() if text}
+    said = str(row.get(columns.split) or split)
+    licence = str(row.get(columns.licence) or row.get("license") or "")
+    return Item(name, read, captions, SPLITS.get(said.lower(), said), licence)
 
 
 # --- COCO -----------------------------------------------------------------------------------------------------------
 def _coco(path: Path, images: Path | None) -> Source:
-    """One caption to a picture, that of the lowest number; pictures in order of theirs (paper section 5.2.1's set)."""
+    """One caption to a picture, in MLPerf's order: captions are shuffled, and the first of each picture stays.
+
+    So the first 30,000 of val2014 are the pictures and the captions of its text-to-image benchmarks (pandas'
+    ``sample(frac=1, random_state=2023)``, which is this permutation).
+    """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        pictures = sorted((picture["id"], str(picture["file_name"])) for picture in tree["images"])
-        spoken = sorted(((a["image_id"], a["id"], str(a["caption"])) for a in tree["annotations"]), reverse=True)
+        names = {picture["id"]: str(picture["file_name"]) for picture in tree["images"]}
+        order = np.random.RandomState(2023).permutation(len(tree["annotations"]))
+        shuffled = [tree["annotations"][i] for i in order]
+        captions = {a["image_id"]: str(a["caption"]) for a in reversed(shuffled)}
+        pictures = list(dict.fromkeys((names[a["image_id"]], captions[a["image_id"]]) for a in shuffled))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: is not a file of COCO's captions (images and annotations)") from None
-    captions = {number: caption for number, _, caption in spoken}
-    folder = images or next((f for f in (path.parent.parent / "val2014", path.parent) if f.is_dir()), path.parent)
+    if not pictures:
+        raise UserError(f"{path}: has no captions")
+    beside = path.parent.parent / path.stem.removeprefix("captions_")  # as COCO's archives unpack
+    folder = images or (beside if beside.is_dir() else path.parent)
 
     def items(start: int, stop: int) -> list[Item]:
         return [
-            Item(name, partial(_file, folder, name), {"original": captions.get(number, "").strip()})
-            for number, name in pictures[start:stop]
+            Item(name, partial(file_of, folder, name), {"original": caption.replace("\n", "").strip()})
+            for name, caption in pictures[start:stop]
         ]
 
     return Source("coco", chunked(path.stem, len(pictures), items), len(pictures))
