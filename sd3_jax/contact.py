@@ -5,12 +5,13 @@ import io
 import operator
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw
 from sd3_jax import records
 from sd3_jax.config import RunConfig
 from sd3_jax.data import scenes
+from sd3_jax.data.frozen import ImageCodec
 from sd3_jax.errors import UserError
 
 _COLUMNS = 6
@@ -84,6 +86,23 @@ def _save(figure: Figure, out: Path) -> None:
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reconstructions(codecs: Sequence[ImageCodec], images: UInt8[np.ndarray, "n H W 3"], out: Path) -> None:
+    """Pictures in the first row, and below what comes back through each autoencoder, four times as large."""
+    rows = [images, *(codec.decode(codec.encode(images)[..., : codec.described.channels]) for codec in codecs)]
+    labels = ["pictures", *(codec.described.source for codec in codecs)]
+    side, text = images.shape[1] * max(1, 128 // images.shape[1]), 16
+    page = Image.new("RGB", (len(images) * (side + 4), len(rows) * (side + text + 4)), "white")
+    pen = ImageDraw.Draw(page)
+    for y, (label, row) in enumerate(zip(labels, rows, strict=True)):
+        pen.text((2, y * (side + text + 4) + 2), label, fill="black")
+        for x, picture in enumerate(row):
+            large = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
+            page.paste(large, (x * (side + 4), y * (side + text + 4) + text))
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG")
+    records.write_atomic(out, buffer.getvalue())
 
 
 def folder_sheet(folder: Path, out: Path, columns: int = 12, rows: int = 8) -> None:

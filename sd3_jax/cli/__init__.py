@@ -12,7 +12,19 @@ import absl.logging  # noqa: F401  its logger has a class of its own, if it is m
 import typer
 
 import sd3_jax
-from sd3_jax.cli import converting, emoji, figures, flows, pictures, preparing, reading, reporting, sweeps, training
+from sd3_jax.cli import (
+    autoencoding,
+    converting,
+    emoji,
+    figures,
+    flows,
+    pictures,
+    preparing,
+    reading,
+    reporting,
+    sweeps,
+    training,
+)
 from sd3_jax.errors import LeaseLost, RunFailed, Stopped, UserError
 
 app = typer.Typer(
@@ -31,6 +43,8 @@ COMMANDS = (
     converting.convert,
     emoji.emoji,
     preparing.prepare,
+    autoencoding.autoencoder,
+    autoencoding.reconstruct,
     reading.fit,
     reading.isoflop,
     reading.predict,

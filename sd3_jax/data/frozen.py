@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -102,8 +103,14 @@ def load_codec(spec: str) -> ImageCodec:
     """The autoencoder that ``cosine:CHANNELSxDOWNSAMPLE`` names. Raises UserError for anything else."""
     kind, _, rest = spec.partition(":")
     numbers = re.fullmatch(r"(\d+)x(\d+)", rest)
+    if kind != "cosine" and (Path(spec) / "config.json").is_file():
+        from sd3_jax.data import learned
+
+        return learned.load(Path(spec))
     if kind != "cosine" or not numbers:
-        raise UserError(f"--autoencoder {spec}: is not of the form cosine:16x8 (channels x downsample)")
+        raise UserError(
+            f"--autoencoder {spec}: is neither like cosine:16x8 (channels x downsample) nor a folder of one"
+        )
     channels, downsample = map(int, numbers.groups())
     if not 1 <= downsample <= 64 or not 1 <= channels <= 3 * downsample**2:
         raise UserError(f"--autoencoder {spec}: downsample is 1 to 64, and channels 1 to 3 * downsample**2")
