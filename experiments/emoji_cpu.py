@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 64
     config.data.downsample = 8
     config.batch = 64
-    config.steps = 3000
+    config.steps = 1000
     config.optimizer.learning_rate = 2e-3
     config.optimizer.reference_width = 64
     config.optimizer.warmup_steps = 100

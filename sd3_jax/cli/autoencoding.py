@@ -34,14 +34,14 @@ def autoencoder(
 
     Example: sd3-jax autoencoder pictures/emoji data/ae16 --channels 16
     """
-    from sd3_jax.data import learned, pieces
+    from sd3_jax.data import learned, prepare
 
     if width % 8:
         raise UserError(f"--width {width}: is not a multiple of 8")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; name a new folder")
     training = learned.Training(channels, downsample, width, blocks, steps, batch, seed=seed)
-    images = pieces.read_pictures(source, size, "train", hold_out, limit)
+    images = prepare.read_pictures(source, size, "train", hold_out, limit)
     bars = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
     with Progress(TextColumn("training"), *bars, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=steps, loss="")
@@ -69,25 +69,22 @@ def reconstruct(
     """
     from analysis import published
     from sd3_jax import contact
-    from sd3_jax.data import frozen, pieces
+    from sd3_jax.data import frozen, prepare
     from sd3_jax.evaluation import reconstruction
 
     codecs = [frozen.load_codec(spec) for spec in autoencoders]
-    images = pieces.read_pictures(source, size, "validation", hold_out, number)
+    images = prepare.read_pictures(source, size, "validation", hold_out, number)
     rows = reconstruction.rows(codecs, images)
     cells = [["autoencoder", "channels", "f", "PSNR, dB", "SSIM", "Frechet"]]
     for row in rows:
-        means = [
-            f"{row[name]:.{digits}f}±{row[f'{name}_se']:.{digits}f}" for name, digits in (("psnr", 2), ("ssim", 3))
-        ]
-        cells.append(
-            [row["autoencoder"], f"{row['channels']}", f"{row['downsample']}", *means, f"{row['frechet']:.3f}"]
-        )
+        signal, alike = (f"{row[name]:.{k}f}±{row[f'{name}_se']:.{k}f}" for name, k in (("psnr", 2), ("ssim", 3)))
+        own = (row["autoencoder"], str(row["channels"]), str(row["downsample"]))
+        cells.append([*own, signal, alike, f"{row['frechet']:.3f}"])
     for channels, paper in published.TABLE_3.items():
         cells.append(["paper, Table 3", f"{channels}", "8", f"{paper.psnr:.2f}", f"{paper.ssim:.2f}", ""])
     note = (
         f"{rows[0]['n']:,} pictures of {size} px. Frechet: of features that need no network (0: nothing lost, 1: the "
-        "mean picture), no FID; the paper's pictures are photographs of another size."
+        "mean picture), no FID; the paper's pictures are photographs, and larger."
     )
     contact.reconstructions(codecs, images[:8], out / "reconstructions.png")
     records.write_rows(out / "reconstructions.jsonl", rows)

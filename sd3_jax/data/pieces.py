@@ -4,20 +4,18 @@ import hashlib
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from sd3_jax.data import examples, pictures, shards, sources
+from sd3_jax.data import examples, pictures, shards
 from sd3_jax.data.examples import Caption, Example, Shard
 from sd3_jax.data.frozen import ImageCodec, TextEncoder
 from sd3_jax.data.pictures import Picture, Unreadable
 from sd3_jax.data.sources import Item
-from sd3_jax.errors import UserError
 
 LONGEST = 20_000  # characters of a caption; a text that is longer is none
 
@@ -89,21 +87,6 @@ def split_of(item: Item, recipe: Recipe) -> str:
     """Where an item belongs: where its source says, or by a hash of its name."""
     share = int(hashlib.sha256(item.id.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) / 2**32
     return item.split or ("validation" if share < recipe.hold_out else "train")
-
-
-def read_pictures(where: str, size: int, split: str, hold_out: float, limit: int) -> UInt8[np.ndarray, "n H W 3"]:
-    """At most so many square pictures of one split of a source, evenly spaced over it; what cannot be read is left out.
-
-    Raises UserError if there is none.
-    """
-    recipe = Recipe(size, hold_out=hold_out)
-    items = [item for chunk in sources.find(where).chunks for item in chunk.items() if split_of(item, recipe) == split]
-    chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(limit, len(items))).round().astype(int))]
-    with ThreadPoolExecutor(4) as threads:
-        found = [one for one in threads.map(lambda item: look(item, recipe), chosen) if isinstance(one, Ready)]
-    if not found:
-        raise UserError(f"{where}: has no picture of split {split} that can be read")
-    return np.stack([one.picture.pixels for one in found])
 
 
 def _check_text(text: str, what: str) -> None:

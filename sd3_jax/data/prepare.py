@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from sd3_jax import records
-from sd3_jax.data import examples, pieces
+from sd3_jax.data import examples, pieces, sources
 from sd3_jax.data.examples import MANIFEST, Manifest, Shard
 from sd3_jax.data.frozen import arrange
-from sd3_jax.data.pieces import Encoders, Ready, Recipe, Skipped, look
+from sd3_jax.data.pieces import Encoders, Ready, Recipe, Skipped, look, split_of
 from sd3_jax.data.sources import Item, Source
 from sd3_jax.errors import UserError
 
@@ -163,6 +164,21 @@ def _todo(
     for place, after in zip(places, [*places[1:], None], strict=True):
         reading, following = following, begin(after) if after is not None else []
         yield place, place == count - 1, [future.result() for future in reading]
+
+
+def read_pictures(where: str, size: int, split: str, hold_out: float, limit: int) -> UInt8[np.ndarray, "n H W 3"]:
+    """At most so many square pictures of one split of a source, evenly spaced over it; what cannot be read is left out.
+
+    Raises UserError if there is none.
+    """
+    recipe = Recipe(size, hold_out=hold_out)
+    items = [item for chunk in sources.find(where).chunks for item in chunk.items() if split_of(item, recipe) == split]
+    chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(limit, len(items))).round().astype(int))]
+    with ThreadPoolExecutor(4) as threads:
+        read = [one for one in threads.map(lambda item: look(item, recipe, ""), chosen) if isinstance(one, Ready)]
+    if not read:
+        raise UserError(f"{where}: has no picture of split {split} that can be read")
+    return np.stack([one.picture.pixels for one in read])
 
 
 # --- the end ----------------------------------------------------------------------------------------------------
