@@ -83,8 +83,8 @@ def _prompts(run_dir: Path, request: Request) -> list[prompts.Prompt]:
     if config.data.source == "scenes":
         return prompts.scene_prompts(config.data, request.images_per_task, request.prompt_seed)
     held = conditioning.held_out(config, run_dir)
-    number = min(len(geneval.TAGS) * request.images_per_task, held.manifest.count(held.split))
-    return conditioning.held_out_prompts(held, number, request.prompt_seed)
+    number = len(geneval.TAGS) * request.images_per_task
+    return conditioning.held_out_prompts(held, number, request.prompt_seed, fewer=True)
 
 
 def pictures_due(run_dir: Path, request: Request, steps: Sequence[int] | None = None) -> int:

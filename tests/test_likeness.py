@@ -111,6 +111,8 @@ def test_captions_of_what_is_held_out_are_prompts_each_once(data, run, config) -
     assert [prompt.text for prompt in conditioning.held_out_prompts(held, 5, seed=1)] != [p.text for p in few]
     with pytest.raises(UserError, match=f"holds out {count} different captions, and {count + 1} are asked for"):
         conditioning.held_out_prompts(held, count + 1)
+    all_there_are = conditioning.held_out_prompts(held, count + 1, fewer=True)
+    assert [prompt.text for prompt in all_there_are] == [prompt.text for prompt in wanted]
 
 
 def test_the_distance_of_true_pictures_is_near_its_ceiling_and_that_of_others_is_not(data, run, config, tmp_path):

@@ -94,10 +94,10 @@ def held_out(config: RunConfig, run_dir: Path) -> Prepared:
     return encoded.find_held(config, folder, manifest_of(config, run_dir))
 
 
-def held_out_prompts(prepared: Prepared, count: int, seed: int = 0) -> list[Prompt]:
+def held_out_prompts(prepared: Prepared, count: int, seed: int = 0, fewer: bool = False) -> list[Prompt]:
     """Captions of a split, each once, with one picture to be drawn of each; another seed chooses others.
 
-    Raises UserError if there are not so many.
+    Raises UserError if there are not so many, unless ``fewer`` will do.
     """
     chosen = latents.choose(prepared, prepared.manifest.count(prepared.split), seed)
     order = sorted((rank, record) for group in chosen for rank, record in zip(*group, strict=True))
@@ -107,4 +107,6 @@ def held_out_prompts(prepared: Prepared, count: int, seed: int = 0) -> list[Prom
         found.setdefault(caption.text, Prompt(np.zeros(0, int), {"prompt": caption.text}, 1))
         if len(found) == count:
             return list(found.values())
+    if fewer:
+        return list(found.values())
     raise UserError(f"{prepared.folder}: holds out {len(found)} different captions, and {count} are asked for")
