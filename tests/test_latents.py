@@ -18,6 +18,8 @@ from sd3_jax.data import examples, latents
 from sd3_jax.data.latents import Prepared, Rows
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import validation
+from sd3_jax.sweep.run import prepare
+from sd3_jax.sweep.spec import Cell
 from sd3_jax.train import train
 from sd3_jax.training import encoded as sets
 from sd3_jax.training import sharding
@@ -262,3 +264,12 @@ def test_processes_read_their_own_rows_and_another_number_of_them_goes_on(tmp_pa
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
     lives, _ = records.read_rows(tmp_path / "two" / "lives.jsonl")
     assert [life["processes"] for life in lives] == [2, 1]
+
+
+def test_a_sweep_whose_set_is_not_there_starts_no_cell(tmp_path: Path) -> None:
+    manifest = noise_set(tmp_path / "set")
+    config = encoded(tmp_path / "set", manifest)
+    (tmp_path / "set").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="d02-s0: .*set: holds no prepared set"):
+        prepare([Cell("d02-s0", config, None)], tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
