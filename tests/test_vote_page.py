@@ -4,19 +4,26 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from booth import SYSTEMS, ballot_of, write_pictures
+from booth import CAPTIONS, SYSTEMS, Site, ballot_of, served, write_pictures
 
-from sd3_jax.voting import page
+from sd3_jax.voting import page, votes
 
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     return write_pictures(tmp_path)
+
+
+@pytest.fixture
+def site(pictures) -> Iterator[Site]:
+    with served(ballot_of(pictures), pictures / "votes.jsonl") as made:
+        yield made
 
 
 NODE = shutil.which("node")
@@ -80,3 +87,213 @@ def test_the_script_of_the_page_shuffles_as_its_twin_in_python_does(pictures, tm
     plans, hashes = json.loads(run.stdout)
     assert hashes == [_hash(text) for text in texts]
     assert [[tuple(row) for row in one] for one in plans] == [_plan(shown, rater) for rater in raters]
+
+
+# --- in a browser ---------------------------------------------------------------------------------------------------
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+READY = 'body[data-ready]:not([data-ready=""])'
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser without a window: one that is installed, or playwright's own."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    with api.sync_playwright() as player:
+        if found is None and not Path(player.chromium.executable_path).exists():
+            pytest.skip("no Chromium is installed (apt-get install chromium): the page is not tried in a browser")
+        launched = player.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield launched
+        launched.close()
+
+
+class Rater:
+    """A person at a page of their own, who knows from the tests what is behind a token."""
+
+    def __init__(self, browser: Any, url: str, name: str, context: Any = None):
+        self.name, self.said = name, []
+        self.context = context or browser.new_context(accept_downloads=True)
+        self.page = self.context.new_page()
+        self.page.on("dialog", lambda dialog: self.said.append(dialog.message))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.clock.install()
+        self.page.goto(url)
+
+    def enter(self) -> None:
+        self.page.fill("#rater", self.name)
+        self.page.keyboard.press("Enter")
+        self.wait()
+
+    def wait(self, after: str = "") -> str:
+        """The pair that is shown once it can be answered, and is not the one ``after`` which it comes; or "done"."""
+        self.page.wait_for_selector(f'{READY}:not([data-ready="{after}"])', timeout=10_000)
+        self.page.clock.fast_forward(300)  # a second key so soon would be taken for part of the first
+        return self.page.get_attribute("body", "data-ready")
+
+    def shown(self) -> tuple[str, str]:
+        """The tokens of the pictures, left and right."""
+        left, right = (self.page.get_attribute(f"#{side} img", "src") for side in ("left", "right"))
+        return left.removeprefix("picture/"), right.removeprefix("picture/")
+
+    def press(self, key: str) -> str:
+        before = self.page.get_attribute("body", "data-ready")
+        self.page.keyboard.press(key)
+        return self.wait(before)
+
+    def prefer(self, ballot: Any, *order: str) -> str:
+        """Answer with a key: for the system that comes first in ``order``."""
+        left, right = (ballot.pictures[token].system for token in self.shown())
+        return self.press("ArrowLeft" if order.index(left) < order.index(right) else "ArrowRight")
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+
+def test_two_raters_at_once_one_of_whom_reloads(browser, site) -> None:
+    ann, bob = (Rater(browser, site.url, name) for name in ("ann", "bob"))
+    for one in (ann, bob):
+        assert one.page.is_visible("#start")
+        one.enter()
+        assert not any(name in one.page.content() for name in ("alpha", "beta"))
+    questions = set()
+    asked = 0
+    places = {"ann": "", "bob": ""}
+    while set(places.values()) != {"done"}:
+        for one, order in ((ann, ("alpha", "beta")), (bob, ("beta", "alpha"))):
+            questions.add(one.text("#question"))
+            places[one.name] = one.prefer(site.ballot, *order)
+        asked += 1
+        assert f"{asked} of 7 answered" in ann.text("#count")
+        if asked == 3:
+            before = ann.shown(), ann.text("#question"), ann.text("#caption")
+            ann.page.reload()
+            places["ann"] = ann.wait()
+            assert (ann.shown(), ann.text("#question"), ann.text("#caption")) == before
+            assert "3 of 7 answered" in ann.text("#count")
+    assert len(questions) == 3
+    assert "7 votes are counted, 0 pairs were skipped" in ann.text("#summary")
+    rows = site.rows()
+    assert len(rows) == 14
+    assert {(row["rater"], row["winner"]) for row in rows} == {("ann", "a"), ("bob", "b")}
+    assert {row["left"] for row in rows} == {"a", "b"}
+    assert not ann.said
+    assert not bob.said
+    ann.page.click("text=The results so far")
+    assert ann.page.title() == "Results of the vote"
+    assert "14 votes by 2 raters" in ann.text(".lead")
+
+
+def test_a_hostile_caption_is_text(browser, site) -> None:
+    ann = Rater(browser, site.url, "<img src=x onerror='window.hurt = 3'>")
+    ann.enter()
+    seen = set()
+    place = ""
+    while place != "done":
+        seen.add(ann.text("#caption"))
+        assert ann.page.locator("#caption *").count() == 0
+        assert ann.page.locator("script").count() == 2
+        place = ann.press("ArrowDown")
+    assert seen == set(CAPTIONS)
+    assert not ann.page.evaluate("() => 'hurt' in window")
+    assert not ann.said
+    assert {row["rater"] for row in site.rows()} == {ann.name}
+    assert {row["winner"] for row in site.rows()} == {"tie"}
+
+
+def test_a_double_click_is_one_vote_and_an_undone_one_is_asked_again(browser, site) -> None:
+    ann = Rater(browser, site.url, "ann")
+    ann.enter()
+    first = ann.page.get_attribute("body", "data-ready")
+    assert ann.page.is_disabled("#vote .undo")
+    ann.page.dblclick("#left")
+    ann.page.keyboard.press("ArrowLeft")
+    second = ann.wait(first)
+    assert second not in ("done", first)
+    assert "1 of 7 answered" in ann.text("#count")
+    assert ann.press("u") == first  # asked again
+    assert "0 of 7 answered" in ann.text("#count")
+    ann.page.click("#right")
+    assert ann.wait(first) == second
+    ann.page.reload()
+    assert ann.wait() == second
+    assert ann.press("U") == first  # undone after a reload too
+    assert ann.press("s") == second
+    ann.page.keyboard.down("ArrowDown")
+    for _ in range(5):
+        ann.page.keyboard.down("ArrowDown")  # held: repeats
+    ann.wait(second)
+    assert "2 of 7 answered" in ann.text("#count")
+    answers = votes.standing(site.rows())
+    assert [row["winner"] for row in answers] == ["skip", "tie"]
+    given = [row["winner"] for row in site.rows()]
+    assert given[1::2] == ["undone", "undone", "tie"]
+    assert {given[0], given[2]} == {"a", "b"}
+    assert not ann.said
+
+
+def test_votes_wait_for_a_server_that_is_away_and_are_counted_once(browser, pictures) -> None:
+    ballot, path = ballot_of(pictures), pictures / "votes.jsonl"
+    with served(ballot, path) as first:
+        ann = Rater(browser, first.url, "ann")
+        ann.enter()
+        ann.press("ArrowLeft")
+        second = ann.page.get_attribute("body", "data-ready")
+    ann.page.keyboard.press("ArrowRight")
+    ann.page.wait_for_selector("#unsaved:has-text('1 not saved yet')")
+    assert len(votes.read(path)[0]) == 1
+    with served(ballot, path, port=first.port) as again:
+        ann.page.wait_for_selector("#unsaved:empty", state="attached", timeout=10_000)
+        assert len(again.rows()) == 2
+        ann.page.reload()
+        assert ann.wait() not in ("done", second)
+        assert "2 of 7 answered" in ann.text("#count")
+
+
+def test_a_picture_that_is_lost_can_only_be_skipped(browser, site, pictures) -> None:
+    for picture in (pictures / "beta").iterdir():
+        picture.unlink()
+    ann = Rater(browser, site.url, "ann")
+    ann.enter()
+    assert ann.page.locator(".lost:visible").count() == 1
+    assert ann.page.is_disabled("#left")
+    assert ann.page.is_disabled("#tie")
+    before = ann.page.get_attribute("body", "data-ready")
+    ann.page.keyboard.press("ArrowLeft")
+    ann.page.wait_for_timeout(100)
+    assert ann.page.get_attribute("body", "data-ready") == before
+    ann.press("s")
+    assert [row["winner"] for row in site.rows()] == ["skip"]
+
+
+def test_an_exported_folder_works_from_a_disk(browser, pictures) -> None:
+    ballot, out = ballot_of(pictures), pictures / "out"
+    page.export(ballot, out)
+    moved = pictures / "else where"
+    out.rename(moved)
+    for system in SYSTEMS:
+        shutil.rmtree(pictures / system)  # it needs nothing of them
+    url = (moved / "index.html").as_uri()
+    ann = Rater(browser, url, "Ann O'Hara")
+    ann.enter()
+    for _ in range(3):
+        place = ann.prefer(ballot, "alpha", "beta")
+    assert ann.page.evaluate("() => document.querySelector('#left img').naturalWidth") == 32
+    ann.page.reload()
+    assert ann.wait() == place
+    ann.press("u")
+    while place != "done":
+        place = ann.prefer(ballot, "alpha", "beta")
+    assert ann.page.is_visible("#send")
+    assert not ann.page.is_visible("#look")
+    with ann.page.expect_download() as download:
+        ann.page.click("#save")
+    assert download.value.suggested_filename == "votes-Ann-O-Hara.jsonl"
+    download.value.save_as(pictures / "saved.jsonl")
+    assert votes.import_answers([pictures / "saved.jsonl"], ballot, pictures / "votes.jsonl") == 9
+    rows = votes.standing(votes.read(pictures / "votes.jsonl")[0])
+    assert {(row["rater"], row["winner"]) for row in rows} == {("Ann O'Hara", "a")}
+    assert len(rows) == 7
+    assert not ann.page.evaluate("() => 'hurt' in window")
+    assert not ann.said

@@ -50,7 +50,6 @@ def make_server(
     pictures, shown = ballot.pictures, ballot.shown()
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
         server_version, sys_version = "sd3-jax", ""
         timeout = PATIENCE
 
@@ -70,8 +69,6 @@ def make_server(
                 self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
 
         def do_POST(self) -> None:
-            # What is not read of a body would be taken for the next request.
-            self.close_connection = True
             host, size = self.headers.get("Host"), self.headers.get("Content-Length", "")
             if not _is_this_host(host, self.server):
                 self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "this server answers to its own address alone")
@@ -86,9 +83,7 @@ def make_server(
             elif int(size[:9]) > LARGEST or len(size) > 9:
                 self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a vote has at most {LARGEST} bytes")
             else:
-                body = self.rfile.read(int(size))
-                self.close_connection = False
-                self._vote(body)
+                self._vote(self.rfile.read(int(size)))
 
         def _vote(self, body: bytes) -> None:
             try:
@@ -153,7 +148,6 @@ def make_server(
                 "Content-Security-Policy": policy,
             }
             headers |= {"Cache-Control": "private, max-age=3600"} if cached else {}
-            headers |= {"Connection": "close"} if self.close_connection else {}
             for key, value in headers.items():
                 self.send_header(key, value)
             self.end_headers()
