@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic import SETTING, write_sweep
 
-from sd3_jax import cli
+import analysis
+from sd3_jax import cli, records
 from sd3_jax.evaluation import preference
 from sd3_jax.voting import results
 
@@ -169,3 +171,38 @@ def test_names_are_text_on_the_page_and_in_the_picture(tmp_path, sd3) -> None:
     numbers = json.loads((tmp_path / "fig/votes.json").read_text())
     assert numbers["systems"] == list(results.tally(rows)["systems"])
     assert Image.open(tmp_path / "fig/votes.png").size[0] == 1400
+
+
+def test_votes_on_the_pictures_of_runs_are_scores_that_correlations_read(tmp_path, sd3) -> None:
+    root = write_sweep(tmp_path / "sweep", seeds=1)
+    folders, worth = {}, {}
+    for run_dir in records.find_runs(root):
+        last = records.last_row(records.read_rows(run_dir / "metrics.jsonl")[0], "validation")
+        folders[run_dir.name], worth[run_dir.name] = run_dir / "samples" / "drawn", math.exp(-120 * last["loss"])
+        folders[run_dir.name].mkdir(parents=True)
+        setting = SETTING | {"step": last["step"], "prompts": "0a1b2c3d", "identity": "x", "images": 30}
+        (folders[run_dir.name] / "settings.json").write_text(json.dumps(setting))
+    rows = vote_rows(np.random.default_rng(4), worth, prompts=30)
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [word for name, folder in folders.items() for word in ("--record", f"{name}={folder}")]
+    for _ in range(2):  # again: in place of the former
+        code, _, err = sd3("votes", "v.jsonl", "--reference", "d02-s0", "--bootstrap", "50", *options)
+        assert (code, err) == (0, "18 scores in the evals.jsonl of 6 runs\n")
+    scores = analysis.load_scores(root)
+    assert len(scores) == 18
+    assert set(scores["reference"]) == {f"d02-s0@{last['step']}"}
+    [one] = results.tally(rows, "d02-s0", resamples=2)["axes"]
+    overall = scores[(scores["name"] == "votes-quality") & (scores["group"] == "overall")].set_index("run")
+    for row in one["models"]:
+        expected = row["against_reference"] or {"value": 0.5, "se": 0.0}
+        assert overall["value"][row["model"]] == pytest.approx(expected["value"], abs=1e-12)
+        assert overall["se"][row["model"]] == pytest.approx(expected["se"], abs=1e-12)
+    points = analysis.score_points(scores, "votes-quality")
+    assert [len(values) for values in points["by_prompt"]] == [30] * 6
+    code, out, _ = sd3("correlate", str(root), "--score", "votes-quality", "--json", "-")
+    assert code == 0
+    assert json.loads(out)[0]["correlation"]["last"]["spearman"]["value"] < -0.9
+    (tmp_path / "other").mkdir()
+    code, _, err = sd3("votes", "v.jsonl", "--record", "other")
+    assert code == 2
+    assert "other: is not a folder of pictures that a run drew" in err

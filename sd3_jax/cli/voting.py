@@ -11,6 +11,8 @@ from sd3_jax import records, terminal
 from sd3_jax.cli.options import BootstrapOption, JsonOption
 from sd3_jax.errors import UserError
 
+_PROMPTS_HELP = "A caption a line, or .jsonl with a prompt; else what the first folder in GenEval's layout says."
+_RECORD_HELP = "Pictures of a run that were voted on: write its scores into its evals.jsonl. One for each system."
 _QUESTIONS_HELP = "Of following, quality and typography (of prompts with words in quotation marks), in this order."
 
 
@@ -19,9 +21,7 @@ def vote(
         list[str],
         typer.Argument(metavar="[NAME=]FOLDER...", help="Pictures of each system, in GenEval's layout or flat."),
     ],
-    prompts: Annotated[
-        Path, typer.Option(metavar="FILE", help="What they were asked for: a caption a line, or .jsonl with a prompt.")
-    ],
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help=_PROMPTS_HELP)] = None,
     votes: Annotated[Path, typer.Option(metavar="FILE", help="Where votes are added.")] = Path("votes.jsonl"),
     images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt that are voted on.")] = 1,
     questions: Annotated[str, typer.Option(metavar="NAME,...", help=_QUESTIONS_HELP)] = "following,quality,typography",
@@ -89,6 +89,7 @@ def votes(
     html: Annotated[
         Path | None, typer.Option("--page", metavar="FILE.html", help="Also write a page that needs no other file.")
     ] = None,
+    record: Annotated[list[str] | None, typer.Option(metavar="[NAME=]FOLDER", help=_RECORD_HELP)] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Who wins a vote: win rates, and Elo scores of Bradley and Terry's model, with intervals over prompts.
@@ -97,8 +98,10 @@ def votes(
     """
     import analysis
     from analysis import voting
+    from sd3_jax.voting.results import tally
 
-    results = _results(files, reference, bootstrap)
+    rows = _read(files)
+    results = tally(rows, reference, bootstrap)
     lines: list[Any] = []
     for one in results["axes"]:
         title = f"{voting.NAMES.get(one['axis'], one['axis'])}: {one['question']}"
@@ -110,6 +113,12 @@ def votes(
     if html is not None:
         records.write_atomic(html, voting.votes_page(results))
         terminal.written([html], json_file)
+    if record:
+        from sd3_jax.voting.record import record as write
+
+        folders = named(record)
+        scores = write(rows, folders, reference, bootstrap)
+        print(f"{len(scores)} scores in the evals.jsonl of {len(folders)} runs", file=sys.stderr)
 
 
 def named(systems: Sequence[str]) -> dict[str, Path]:
@@ -130,8 +139,7 @@ def named(systems: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _results(files: Sequence[Path], reference: str | None = None, resamples: int = 1000) -> dict[str, Any]:
-    from sd3_jax.voting import results
+def _read(files: Sequence[Path]) -> list[dict[str, Any]]:
     from sd3_jax.voting import votes as recorded
 
     rows = []
@@ -140,12 +148,11 @@ def _results(files: Sequence[Path], reference: str | None = None, resamples: int
         rows += own
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
-    return results.tally(rows, reference, resamples)
+    return rows
 
 
 def _page(file: Path) -> str:
     from analysis import voting
+    from sd3_jax.voting.results import tally
 
-    if not file.exists():
-        raise UserError("there are no votes yet")
-    return voting.votes_page(_results([file]))
+    return voting.votes_page(tally(_read([file]) if file.exists() else []))

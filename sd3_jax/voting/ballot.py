@@ -83,7 +83,7 @@ class Ballot:
 
 def make_ballot(
     systems: Mapping[str, Path],
-    prompts_file: Path,
+    prompts_file: Path | None = None,
     images: int = 1,
     axes: Sequence[str] = tuple(QUESTIONS),
     seed: int = 0,
@@ -92,7 +92,7 @@ def make_ballot(
     """Every pair of systems on every prompt, with the first ``images`` pictures of each; all of them are looked at.
 
     Typography is asked of prompts that ask for text alone: words in quotation marks, or a field ``text`` in a
-    ``.jsonl``.
+    ``.jsonl``. Without a prompt file the prompts are those that the first folder in GenEval's layout says.
 
     Raises UserError for fewer than two systems, an unknown axis, a bad prompt file or folder, and for pictures that
     are missing or cannot be read, unless ``allow_partial``, when they are left out.
@@ -102,9 +102,9 @@ def make_ballot(
     unknown = [axis for axis in axes if axis not in QUESTIONS]
     if unknown or not axes:
         raise UserError(f"question {(unknown or [''])[0]!r} is not one of {', '.join(QUESTIONS)}")
-    captions = prompts.read_texts(prompts_file)
-    texts = [caption.text.strip() for caption in captions]
-    found = {name: folders.pictures_of(folder, texts, str(prompts_file)) for name, folder in systems.items()}
+    asked, where = _asked(systems, prompts_file)
+    texts = list(asked)
+    found = {name: folders.pictures_of(folder, texts, where) for name, folder in systems.items()}
     lacking = [
         _lacking(name, systems[name], [i for i in range(len(texts)) if len(own.get(i, [])) < images], texts)
         for name, own in found.items()
@@ -130,7 +130,7 @@ def make_ballot(
             if a and b:
                 item = _hash("item", *sorted((a.token, b.token)), texts[number])
                 comparisons[item] = Comparison(item, number, texts[number], a, b)
-    asks = [bool(_QUOTED.search(caption.text) or caption.metadata.get("text")) for caption in captions]
+    asks = [bool(_QUOTED.search(text) or metadata.get("text")) for text, metadata in asked.items()]
     everything = frozenset(comparisons)
     written = frozenset(item for item, one in comparisons.items() if asks[one.prompt_id])
     questions = {axis: written if axis == "typography" else everything for axis in axes}
@@ -138,8 +138,19 @@ def make_ballot(
         notes.append("no prompt asks for text in quotation marks: typography is not asked")
     questions = {axis: items for axis, items in questions.items() if items}
     if not questions:
-        raise UserError(f"{prompts_file}: there is nothing to vote on{': ' + partial if partial else ''}")
+        raise UserError(f"{where}: there is nothing to vote on{': ' + partial if partial else ''}")
     return Ballot(tuple(systems), comparisons, questions, seed, tuple(notes), partial)
+
+
+def _asked(systems: Mapping[str, Path], prompts_file: Path | None) -> tuple[dict[str, Mapping[str, Any]], str]:
+    """The metadata of each prompt, in order, and where they are from."""
+    if prompts_file is not None:
+        captions = prompts.read_texts(prompts_file)
+        return {caption.text.strip(): caption.metadata for caption in captions}, str(prompts_file)
+    for folder in systems.values():
+        if folder.is_dir() and any(path.is_dir() and path.name.isdigit() for path in folder.iterdir()):
+            return {metadata["prompt"].strip(): metadata for _, metadata, _ in folders.read_folder(folder)}, str(folder)
+    raise UserError("no folder says what its pictures were asked for: give --prompts FILE")
 
 
 def picture_bytes(picture: Picture) -> bytes:
