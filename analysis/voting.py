@@ -129,6 +129,7 @@ def _number(count: int, what: str) -> str:
 
 
 def _plain(text: str, longest: int = LONGEST) -> str:
-    """Text for a picture, in which a dollar begins no formula; a long name keeps its end."""
-    text = text if len(text) <= longest else "…" + text[1 - longest :]
+    """Text for a picture, in which a dollar begins no formula; a long name keeps its ends."""
+    half = longest // 2
+    text = text if len(text) <= longest else text[: half - 1] + "…" + text[-half:]
     return text.replace("$", r"\$")

@@ -88,7 +88,7 @@ class Site(NamedTuple):
         return self.ask("POST", "/vote", body, **(own | headers))
 
     def rows(self) -> list[dict[str, Any]]:
-        return votes.read(self.votes)[0] if self.votes.exists() else []
+        return votes.read(self.votes)[0]
 
 
 @contextmanager

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from booth import CAPTIONS, HOSTILE, SYSTEMS, answer_to, ballot_of, write_flat, write_pictures
+from booth import CAPTIONS, HOSTILE, SYSTEMS, answer_to, ballot_of, write_flat, write_geneval, write_pictures
 from PIL import Image
 
 from analysis import voting as drawn
 from sd3_jax import cli
 from sd3_jax.voting import results, votes
+from sd3_jax.voting.ballot import make_ballot
 
 
 @pytest.fixture
@@ -161,6 +162,9 @@ def test_a_bad_ballot_is_one_clear_line(pictures, sd3, what) -> None:
         (("alpha", "beta", "--import", "prompts.txt"), "prompts.txt:1: is not JSON"),
         (("alpha", "beta", "--import", "nothing"), "nothing: No such file"),
         (("alpha", "beta", "--export", "gamma"), "gamma: exists already"),
+        (("alpha", "beta", "--votes", "prompts.txt"), "prompts.txt:1: is not a vote, nor is any other line"),
+        (("alpha", "beta", "--votes", "nowhere/v.jsonl"), "nowhere/v.jsonl: No such file"),
+        (("alpha", "beta", "--votes", "alpha"), "alpha: Is a directory"),
         (("alpha", "beta", "--host", "192.0.2.1"), "192.0.2.1:8000: cannot be served from"),
     ],
 )
@@ -169,6 +173,16 @@ def test_a_bad_command_is_one_clear_line(pictures, sd3, arguments, words) -> Non
     assert (code, out) == (2, "")
     assert words in err.splitlines()[-1]
     assert err.count("error") == 1
+
+
+def test_prompts_may_be_those_that_a_folder_says(pictures, sd3) -> None:
+    systems = {name: pictures / name for name in ("delta", "gamma")}
+    write_geneval(systems["delta"], (9, 9, 9), CAPTIONS)
+    ballot = make_ballot(systems)
+    assert {one.prompt for one in ballot.comparisons.values()} == {*CAPTIONS}
+    code, out, err = sd3("vote", "alpha", "beta", "--export", "out")
+    assert (code, out) == (2, "")
+    assert "no folder says what its pictures were asked for: give --prompts FILE" in err
 
 
 def test_without_what_is_lacking_the_others_are_voted_on_and_marked(pictures, sd3) -> None:

@@ -75,7 +75,7 @@ def vote(
         pass
     finally:
         serving.server_close()
-    count = len(recorded.standing(recorded.read(votes)[0])) if votes.exists() else 0
+    count = len(recorded.standing(recorded.read(votes)[0]))
     print(f"\n{count:,} answers in {votes}")
 
 
@@ -122,17 +122,20 @@ def votes(
 
 
 def named(systems: Sequence[str]) -> dict[str, Path]:
-    """The folder of each system by its name: NAME=FOLDER, or as much of a path as tells all apart.
+    """The folder of each system by its name: NAME=FOLDER, or what of a path tells all apart.
 
-    >>> named(["a/one", "sdxl=b/two", "c/one"])
-    {'a/one': PosixPath('a/one'), 'sdxl': PosixPath('b/two'), 'c/one': PosixPath('c/one')}
+    >>> named(["d3/samples/x", "sdxl=b/two", "d8/samples/x"])
+    {'d3': PosixPath('d3/samples/x'), 'sdxl': PosixPath('b/two'), 'd8': PosixPath('d8/samples/x')}
     """
     given = {text: text.partition("=") for text in systems if "=" in text and not Path(text).exists()}
     paths = [Path(given[text][2]) if text in given else Path(text) for text in systems]
     found: dict[str, Path] = {}
     short = records.names_of([path for text, path in zip(systems, paths, strict=True) if text not in given])
+    parts = {path: name.split("/") for path, name in short.items()}
+    while parts and min(map(len, parts.values())) > 1 and len({own[-1] for own in parts.values()}) == 1:
+        parts = {path: own[:-1] for path, own in parts.items()}  # what all end in tells nobody apart
     for text, path in zip(systems, paths, strict=True):
-        name = given[text][0].strip() if text in given else short[path]
+        name = given[text][0].strip() if text in given else "/".join(parts[path])
         if not name or name in found:
             raise UserError(f"{text}: {'has no name' if not name else f'is called {name!r} as another system is'}")
         found[name] = path
@@ -155,4 +158,4 @@ def _page(file: Path) -> str:
     from analysis import voting
     from sd3_jax.voting.results import tally
 
-    return voting.votes_page(tally(_read([file]) if file.exists() else []))
+    return voting.votes_page(tally(_read([file])))

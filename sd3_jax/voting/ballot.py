@@ -109,7 +109,7 @@ def make_ballot(
         _lacking(name, systems[name], [i for i in range(len(texts)) if len(own.get(i, [])) < images], texts)
         for name, own in found.items()
     ]
-    notes = [note for name, own in found.items() for note in _surplus(systems[name], own, images)]
+    notes = _surplus(found, images)
     pictures: dict[tuple[str, int, int], Picture] = {}
     for name, own in found.items():
         for number, paths in sorted(own.items()):
@@ -185,9 +185,9 @@ def _lacking(name: str, folder: Path, numbers: Sequence[int], texts: Sequence[st
     return f"{folder}: {len(numbers)} of {len(texts)} prompts lack a picture, the first is {texts[numbers[0]]!r}"
 
 
-def _surplus(folder: Path, own: Mapping[int, Sequence[Path]], images: int) -> list[str]:
-    surplus = sum(max(0, len(paths) - images) for paths in own.values())
-    return [f"{folder}: {surplus} more pictures than are voted on (--images {images})"] if surplus else []
+def _surplus(found: Mapping[str, Mapping[int, Sequence[Path]]], images: int) -> list[str]:
+    surplus = sum(max(0, len(paths) - images) for own in found.values() for paths in own.values())
+    return [f"{surplus:,} pictures more than --images {images} of each prompt are not voted on"] if surplus else []
 
 
 def _token(system: str, content: bytes) -> str:

@@ -14,6 +14,7 @@ it), and an answer must come as JSON from this very origin.
 
 import ipaddress
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -43,10 +44,12 @@ def make_server(
 ) -> ThreadingHTTPServer:
     """A server that appends answers to ``path``; ``results`` makes the page of them. Port 0 is any free one.
 
-    Raises UserError if the address cannot be had.
+    Raises UserError if the address cannot be had or the file holds something else than votes, OSError if it cannot be
+    written.
     """
-    seen = {row.get("id") for row in votes.read(path)[0]} if path.exists() and path.stat().st_size else set()
-    lock = threading.Lock()
+    os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))  # what cannot be written is said at once
+    seen = {row.get("id") for row in votes.read(path)[0]}
+    lock, drawing = threading.Lock(), threading.Lock()
     pictures, shown = ballot.pictures, ballot.shown()
 
     class Handler(BaseHTTPRequestHandler):
@@ -107,7 +110,7 @@ def make_server(
         def _ballot(self, rater: str) -> None:
             try:
                 name = votes.rater_name(rater)
-                rows = votes.read(path)[0] if path.exists() else []
+                rows = votes.read(path)[0]
             except UserError as error:
                 self._refuse(HTTPStatus.BAD_REQUEST, str(error))
                 return
@@ -125,9 +128,12 @@ def make_server(
 
         def _results(self) -> None:
             try:
-                self._send(results(), "text/html; charset=utf-8", RESULTS_POLICY)
+                with drawing:  # matplotlib's settings are everybody's
+                    made = results()
             except UserError as error:
                 self._refuse(HTTPStatus.NOT_FOUND, f"there are no results: {error}")
+                return
+            self._send(made, "text/html; charset=utf-8", RESULTS_POLICY)
 
         def _refuse(self, status: HTTPStatus, why: str) -> None:
             self._send(json.dumps({"error": why}), "application/json", status=status)
