@@ -16,6 +16,7 @@ COLOUR = "#0072B2"
 NAMES = {"following": "prompt following", "quality": "quality", "typography": "typography"}
 LONGEST = 22  # characters of a system's name in a picture
 _ROW = 0.085  # of a panel's height, for one system
+_GAP = 0.5  # inches, for the labels under the upper row
 
 
 def votes_figure(results: Mapping[str, Any], out: str | Path | None = None) -> Drawing:
@@ -40,7 +41,7 @@ def votes_figure(results: Mapping[str, Any], out: str | Path | None = None) -> D
                     ends = row["elo_ci95"] if filled else None
                     interval_bars(panels[1, column], place, row["elo"], None, ends, COLOUR, True, filled)
             panels[0, column].set_title(NAMES.get(one["axis"], _plain(one["axis"])))
-            panels[0, column].set(xlim=(-0.03, 1.03), xlabel="win rate")
+            panels[0, column].set(xlim=(-0.03, 1.03), xticks=(0, 0.5, 1), xlabel="win rate")
             panels[1, column].set(xlabel="Elo")
             for panel, even in zip(panels[:, column], (0.5, 1000), strict=True):
                 panel.axvline(even, color="0.75", lw=0.7, ls=":", zorder=0)
@@ -51,7 +52,9 @@ def votes_figure(results: Mapping[str, Any], out: str | Path | None = None) -> D
         rows = 2 * (_ROW * len(systems) + 0.1)
         below(figure, [], 1, textwrap.fill(_plain(numbers["caption"], 10_000), CAPTION), rows, 0.04 + 0.0095 * longest)
         height = figure.get_figheight()
-        figure.subplots_adjust(hspace=0.42 * 2 * height / (height - 0.6), wspace=0.12, top=1 - 0.26 / height)
+        figure.subplots_adjust(wspace=0.12, top=1 - 0.26 / height)
+        inches = (figure.subplotpars.top - figure.subplotpars.bottom) * height
+        figure.subplots_adjust(hspace=2 * _GAP / (inches - _GAP))  # in units of a panel
     if out is not None:
         save(figure, numbers, out)
     return Drawing(figure, numbers)

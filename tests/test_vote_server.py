@@ -89,8 +89,8 @@ def test_the_page_may_run_its_own_script_alone(site) -> None:
         ("127.0.0.1.evil.example:{port}", 421),
         ("localhost.evil.example:{port}", 421),
         ("192.0.2.7:{port}", 421),
-        ("127.0.0.1", 421),
-        ("127.0.0.1:1", 421),
+        ("127.0.0.1", 200),
+        ("localhost:1", 200),  # through a tunnel
         ("127.0.0.1:x", 421),
         ("a@127.0.0.1:{port}", 421),
         ("127.0.0.1:{port}/x", 421),

@@ -185,14 +185,16 @@ def address(server: ThreadingHTTPServer) -> str:
 
 
 def _is_this_host(host: str | None, server: Any) -> bool:
-    """Whether a request means this server: a number, its own name or localhost, and the port. A foreign name that is
-    pointed at this address (DNS rebinding) is none of them."""
+    """Whether a request means this server: a number, its own name or localhost, at any port, which a tunnel may change.
+
+    A foreign name that is pointed at this address (DNS rebinding) is none of them.
+    """
     try:
         parts = urlsplit(f"//{host or ''}")
-        name, port = parts.hostname or "", parts.port
+        name, _ = parts.hostname or "", parts.port
     except ValueError:
         return False
-    if parts.netloc != (host or "") or "@" in parts.netloc or (port or 80) != server.server_address[1]:
+    if parts.netloc != (host or "") or "@" in parts.netloc:
         return False
     bound = str(server.server_address[0])
     if name == "localhost" or name == bound:
