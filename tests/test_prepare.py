@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from sd3_jax.data import examples, frozen, prepare, shards, sources
-from sd3_jax.data.examples import Example, Manifest
+from sd3_jax.data.examples import Caption, Example, Manifest
 from sd3_jax.data.prepare import Encoders, Recipe
 from sd3_jax.errors import UserError
 
@@ -211,6 +212,21 @@ def test_several_machines_share_one_and_the_last_writes_the_manifest(tmp_path: P
     assert files(tmp_path / "disk1") == files(tmp_path / "whole")
 
 
+def test_a_file_that_is_lost_or_damaged_is_made_again(tmp_path: Path) -> None:
+    folder = pictures_of(tmp_path / "in", 25)
+    run(folder, tmp_path / "out")
+    whole = files(tmp_path / "out")
+    shard = tmp_path / "out/train-00001-001.array_record"
+    shard.unlink()
+    with pytest.raises(shards.DamagedError, match="delete it and run sd3-jax prepare again"):
+        shards.check_sizes(tmp_path / "out", examples.read_manifest(tmp_path / "out"))
+    run(folder, tmp_path / "out")
+    assert files(tmp_path / "out") == whole
+    shard.write_bytes(shard.read_bytes()[:1000])
+    run(folder, tmp_path / "out")
+    assert files(tmp_path / "out") == whole
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -318,6 +334,34 @@ def test_sizes_that_the_autoencoder_cannot_encode_are_refused(tmp_path: Path) ->
     with pytest.raises(UserError, match="--text: words is given twice"):
         run(folder, tmp_path / "out", encoders=ENCODERS._replace(texts=ENCODERS.texts * 2))
     assert not (tmp_path / "out").exists()
+
+
+# --- what the documentation says ------------------------------------------------------------------------------------
+def test_the_documented_bytes_are_those_of_the_format() -> None:
+    clip, t5, words = (("clip-l", 77, 768, 768), ("clip-g", 77, 1280, 1280)), ("t5", 77, 4096, 0), ("words", 16, 64, 64)
+
+    def size(pixels: int, channels: int, *parts: tuple[str, int, int, int], kinds: int = 1) -> int:
+        latent = np.zeros((pixels // 8, pixels // 8, channels))
+        spoken = {name: (np.zeros((tokens, width)), np.zeros(pooled)) for name, tokens, width, pooled in parts}
+        caption = Caption("a photograph of something, forty characters.", spoken)
+        captions = dict.fromkeys(("original", "synthetic")[:kinds], caption)
+        example = Example("cc12m-train-0000/000000000", latent, captions, (600, 800), (0, 100, 600, 600))
+        return len(examples.pack(example, "float16")) + shards.CHECK_BYTES
+
+    found = [  # the paper's autoencoder gives means and variances of 16 channels
+        size(64, 32, words),
+        size(256, 16, words),
+        size(256, 32, *clip),
+        size(256, 32, *clip, t5),
+        size(256, 32, *clip, t5, kinds=2),
+        size(256, 32, *clip, ("t5", 256, 4096, 0)),
+        size(1024, 32, *clip, t5),
+    ]
+    text = (Path(__file__).parent.parent / "docs/data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ px, .* \| ([\d,]+) \| ([\d.]+) ([GT])B \|$", text, re.MULTILINE)
+    assert [int(each.replace(",", "")) for each, _, _ in rows] == found
+    for (_, total, unit), each in zip(rows, found, strict=True):
+        assert float(total) == float(f"{each * 1e6 / {'G': 1e9, 'T': 1e12}[unit]:.3g}")
 
 
 # --- the command, killed --------------------------------------------------------------------------------------------
