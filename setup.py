@@ -45,6 +45,7 @@ setup(
         "tpu-plan": ["jax[tpu]"],  # libtpu of the version that goes with jaxlib, for sweep plan --compile
         "trackers": ["tensorboardX>=2.6", "tensorboard>=2.20", "wandb>=0.20"],
         "emoji": ["resvg-py>=0.5,<0.6"],  # draws the pictures of sd3-jax emoji
+        "deduplicate": ["faiss-cpu>=1.10"],  # sd3-jax prepare --deduplicate
         "gcs": ["gcsfs"],  # checkpoints in gs:// buckets
         "slurm": ["submitit>=1.5.4,<1.6"],
         "dev": [
@@ -56,6 +57,7 @@ setup(
             "scipy-stubs",
             "nbclient",
             "resvg-py>=0.5,<0.6",
+            "faiss-cpu>=1.10",
             "pytest-xdist",
             "nbformat",
             "ipykernel",

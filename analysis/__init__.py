@@ -15,6 +15,7 @@ from analysis.allocation import frontier_figure, isoflop_figure
 from analysis.approaches import compare_approaches
 from analysis.backbones import figure4
 from analysis.beside import exponents_figure, geneval_by_depth
+from analysis.channels import figure10, load_channels
 from analysis.correlation import Correlation, correlate
 from analysis.diagnostics import held_out_figure, levels_figure, residual_figure
 from analysis.drawing import save
@@ -48,6 +49,7 @@ __all__ = [
     "describe",
     "envelope",
     "exponents_figure",
+    "figure10",
     "figure3",
     "figure4",
     "figure8",
@@ -65,6 +67,7 @@ __all__ = [
     "isoflop_points",
     "levels_figure",
     "load",
+    "load_channels",
     "load_scores",
     "load_study",
     "load_train",

@@ -17,7 +17,7 @@ from sd3_jax.errors import UserError
 OVERALL = "overall"
 UNSEEN = ":unseen"
 # What makes two scores comparable: how the pictures were drawn, and what looked at them.
-SETTING = ("sampler", "steps", "guidance", "shift", "grid", "weights", "noise_seed", "prompt_list")
+SETTING = ("sampler", "steps", "guidance", "shift", "grid", "without", "weights", "noise_seed", "prompt_list")
 RATER = ("judge", "reference", "features")  # of some scores: which judge, whom compared with, distances in what
 SCORE = (
     "value",
@@ -147,8 +147,11 @@ def read_rows(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
         if not lines:
             notes.append(f"run {name} has no scores of pictures.")
         for line in lines:
+            if line["name"] == "validation-loss":  # on another set than the run's own: no score of pictures
+                continue
             partial += bool(line.get("partial"))
             unsaid = {"noise_seed": line.get("seed"), "grid": line.get("grid", "uniform")}
+            unsaid["without"] = ",".join(line.get("without") or [])
             rows.append({"run": name} | {key: line.get(key) for key in _COLUMNS} | unsaid)
     if broken:
         notes.append(f"{broken} lines of evals.jsonl without a score, skipped.")
@@ -159,7 +162,7 @@ def read_rows(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
 
 _COLUMNS = (
     *("step", "name", "group", *SCORE, "prompt_seed", "by_prompt", "images_by_prompt", "partial"),
-    *(key for key in (*SETTING, *RATER) if key not in ("noise_seed", "grid")),
+    *(key for key in (*SETTING, *RATER) if key not in ("noise_seed", "grid", "without")),
 )
 
 

@@ -169,3 +169,15 @@ def test_pictures_are_drawn_and_read_when_the_set_has_gone(data, run, tmp_path) 
             conditioning.held_out(records.load_config(run), run)
     finally:
         gone.rename(folder)
+
+
+def test_whether_pictures_were_learnt_by_heart_is_held_against_captions_that_were_not_trained_on(data, run) -> None:
+    row = likeness.memorisation_row(run, 8, FEW, captions=4)
+    assert (row["name"], row["prompts"], row["n"]) == ("memorised", 4, 32)
+    assert 0 <= row["value"] <= 1
+    assert 0 <= row["near_held_out"] <= 1
+    assert list(run.glob("samples/*/nearest.png"))
+    scenes_run = run.with_name("scenes")
+    records.open_run(scenes_run, resolve(TINY))
+    with pytest.raises(UserError, match="no scene is shown twice"):
+        likeness.memorisation_row(scenes_run, 8, FEW, captions=4)

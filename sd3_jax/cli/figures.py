@@ -15,6 +15,7 @@ FIGURES = {
     "3": "scores against sampler steps",
     "4": "backbones at matched FLOPs",
     "8": "loss against steps and FLOPs, scores against loss",
+    "10": "samples against depth, by channels of the latents",
     "12": "the same prompts across depths and steps",
 }
 TABLES = {
@@ -28,7 +29,7 @@ DownOption = Annotated[str, typer.Option(metavar="NAME", help="The score that is
 
 
 def figure(
-    number: Annotated[str, typer.Argument(metavar="N", help="Which figure of the paper: 3, 4, 8 or 12.")],
+    number: Annotated[str, typer.Argument(metavar="N", help="Which figure of the paper: 3, 4, 8, 10 or 12.")],
     runs: RunsArgument,
     out: OutOption = Path("figures"),
     where: WhereOption = None,
@@ -38,19 +39,24 @@ def figure(
     """Draw a figure of the paper from runs, as .png and .pdf, with every number drawn as .json.
 
     3: formulations' scores against the number of sampler steps (--up, --down). 4: backbones at matched FLOPs, their
-    loss and scores over training. 8: loss against steps and FLOPs, and scores of pictures against loss. 12: the same
-    prompts across depths and steps. The pictures and their scores are those of sd3-jax evaluate.
+    loss and scores over training. 8: loss against steps and FLOPs, and scores of pictures against loss. 10: distance of
+    samples against depth, by channels of the latents. 12: the same prompts across depths and steps. The pictures and
+    their scores are those of sd3-jax evaluate.
 
     Example: sd3-jax figure 8 runs/figure8_cpu
     """
     _check(number, FIGURES, "figure")
     import analysis
-    from analysis import backbones
+    from analysis import backbones, channels
 
     name = runs.resolve().name
     if number == "12":
         drawing = analysis.contact_sheet(runs)
         name = f"{name}_pictures"
+    elif number == "10":
+        drawing = analysis.figure10(analysis.load_channels(runs, overlays.parse_assignments(where or [])))
+        print("\n".join(channels.describe_channels(drawing.numbers)))
+        name = f"{name}_figure10"
     elif number == "3":
         drawing = analysis.figure3(_study(runs, where, up, down))
         name = f"{name}_figure3"

@@ -135,6 +135,10 @@ def evaluate(
         Path | None,
         typer.Option(metavar="SET", help="Instead of pictures: the loss of runs on this prepared set, such as COCO's."),
     ] = None,
+    memorised: Annotated[
+        bool,
+        typer.Option("--memorisation", help="Instead: do pictures of training captions come out alike, or as trained?"),
+    ] = False,
     levels: Annotated[str, typer.Option(help="Of that loss: every of each example, or round-robin.")] = "every",
     workers: WorkersOption = None,
     json_file: JsonOption = None,
@@ -158,6 +162,9 @@ def evaluate(
     from sd3_jax.evaluation.generate import Sampler
 
     sampler = Sampler(sampler_steps, guidance, shift, _weights(weights), seed, method, grid)
+    if memorised:
+        _memorisation(runs, step, sampler, images_per_task, json_file)
+        return
     rows = [row for folder in folders for row in _evaluate_folder(folder, experiment, set_, images_per_task)]
     if runs:
         from sd3_jax.evaluate import Request
@@ -201,6 +208,29 @@ def _losses(
         "channels at f = 8 of about unit variance are on its scale."
     )
     terminal.show([terminal.chart(f"{weights} weights on {where}, {levels} level", cells), beside], rows, json_file)
+
+
+def _memorisation(
+    runs: list[Path], steps: list[int] | None, sampler: Any, captions: int, json_file: str | None
+) -> None:
+    """The share of captions whose pictures come out alike, by run."""
+    from sd3_jax.evaluate import write_scores
+    from sd3_jax.evaluation import likeness, memorisation
+
+    rows = []
+    for run, own in _due(runs, steps, None).items():
+        with _progress(run.resolve().name, 2 * len(own) * captions * memorisation.EACH) as report:
+            found = [likeness.memorisation_row(run, step, sampler, captions, report) for step in own]
+        write_scores(run, found)
+        rows += [{"run": run.resolve().name, **row} for row in found]
+    cells = [["run", "step", "memorised", "of held out", "near the trained", "of held out", "captions"]]
+    for row in rows:
+        shares = [f"{100 * row[key]:.1f} %" for key in ("value", "chance", "near", "near_held_out")]
+        cells.append([row["run"], f"{row['step']:,}", *shares, str(row["prompts"])])
+    title = (
+        f"{memorisation.CLIQUE} of {memorisation.EACH} pictures of a caption within {memorisation.NEAR} of one another"
+    )
+    terminal.show(terminal.chart(title, cells), rows, json_file)
 
 
 def _evaluate_runs(

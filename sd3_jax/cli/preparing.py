@@ -13,7 +13,7 @@ from rich.table import Table
 from sd3_jax import terminal
 from sd3_jax.cli.options import JsonOption
 from sd3_jax.data.examples import Manifest
-from sd3_jax.errors import RunFailed, UserError
+from sd3_jax.errors import RunFailed, Stopped, UserError
 
 
 def prepare(
@@ -37,6 +37,10 @@ def prepare(
     ] = None,
     hold_out: Annotated[float, typer.Option(min=0, max=0.5, help="Share that is held out, if SOURCE has none.")] = 0.0,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many alone.")] = None,
+    deduplicate: Annotated[
+        float | None,
+        typer.Option(min=0.3, max=1, help="Leave out pictures as similar as this to one before; 0.9 finds copies."),
+    ] = None,
     least: Annotated[int, typer.Option(min=1, help="Pixels that a picture's shorter side must have.")] = 1,
     licence: Annotated[str, typer.Option(help="Of pictures whose SOURCE does not say.")] = "",
     dtype: Annotated[str, typer.Option(help="Of what is stored: float16, bfloat16, float32.")] = "float16",
@@ -56,7 +60,7 @@ def prepare(
 
     Example: sd3-jax prepare pictures/emoji data/emoji --size 64 --autoencoder cosine:16x8 --text words:16x64
     """
-    from sd3_jax.data import frozen, sources
+    from sd3_jax.data import deduplication, frozen, sources
     from sd3_jax.data import prepare as preparing
 
     if check:
@@ -85,8 +89,14 @@ def prepare(
             rate = f"{looked / (time.monotonic() - began):,.0f} pictures/s"
             bar.update(task, completed=done, total=chunks, rate=rate)
 
+        own, left_out = _part(part), None
+        if deduplicate is not None:
+            twice = deduplication.deduplicate(found, out, deduplicate, part=own, workers=workers, report=report)
+            if twice is None:
+                raise Stopped(f"{out}: part {part} is described; run the same command again once all parts are")
+            left_out = twice.left_out
         manifest = preparing.prepare(
-            found, out, recipe, encoders, origin=source, part=_part(part), workers=workers, report=report
+            found, out, recipe, encoders, origin=source, part=own, left_out=left_out, workers=workers, report=report
         )
     if manifest is None:
         terminal.show(f"{out}: part {part} is done; the last one writes the manifest", {"done": part}, json_file)
@@ -108,10 +118,14 @@ def _say(out: Path, manifest: Manifest, looked: int, seconds: float, json_file: 
         count, total = sum(s.examples for s in own), sum(s.bytes for s in own)
         rows.append({"split": split, "size": size, "pictures": count, "bytes": total})
         made.add_row(split, f"{size[0]}x{size[1]}", f"{count:,}", f"{total / 1e6:,.1f}", f"{total / count:,.0f}")
-    skipped = Counter(row["reason"].partition(" (")[0] for row in read_rows(out / SKIPPED)[0])
+    said = (row["reason"].partition(" (")[0] for row in read_rows(out / SKIPPED)[0])
+    skipped = Counter("is a duplicate of another" if "is a duplicate of" in reason else reason for reason in said)
     gone = [f"left out {n:,}: {reason}" for reason, n in skipped.most_common(8)]
     if len(skipped) > 8:
         gone.append(f"and {len(skipped) - 8} more reasons: {out / SKIPPED}")
+    if twice := manifest.statistics.get("duplicates"):
+        each = ", ".join(f"{n:,} at {threshold}" for threshold, n in twice["counts"].items())
+        gone.append(f"duplicates by {twice['descriptor']} that would go: {each}")
     rate = f"; {looked:,} pictures in {seconds:.1f} s, {looked / seconds:,.0f} a second" if looked else "; done before"
     settings = examples.settings(manifest) | {"data.path": out}
     if len(manifest.sizes) > 1 or manifest.sizes != ((manifest.image_size,) * 2,):

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sd3_jax import records
-from sd3_jax.data import examples, pieces, sources
+from sd3_jax.data import deduplication, examples, pieces, sources
 from sd3_jax.data.examples import MANIFEST, Manifest, Shard
 from sd3_jax.data.frozen import arrange
 from sd3_jax.data.pieces import Encoders, Ready, Recipe, Skipped, look, split_of
@@ -98,7 +98,8 @@ def _claim(out: Path, source: Source, recipe: Recipe, encoders: Encoders, left_o
     asked = json.loads(json.dumps(asked))
     path = out / SETTINGS
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(not p.name.startswith(f".{SETTINGS}.") for p in out.iterdir())):
+        ours = (f".{SETTINGS}.", deduplication.FOLDER, deduplication.RESULT)
+        if out.exists() and (not out.is_dir() or any(not p.name.startswith(ours) for p in out.iterdir())):
             raise UserError(f"{out}: is there already, and is no preparation; name a new folder")
         out.mkdir(parents=True, exist_ok=True)
         records.write_atomic(path, json.dumps(asked, indent=1) + "\n")
@@ -204,7 +205,7 @@ def _finish(out: Path, source: Source, recipe: Recipe, encoders: Encoders, origi
         )
     captions = {kind for piece in done for kind in piece["captions"]}
     licences: Counter[str] = sum((Counter(piece["licences"]) for piece in done), Counter())
-    statistics = _statistics([piece["moments"] for piece in done])
+    statistics = _duplicates(out) | _statistics([piece["moments"] for piece in done])
     autoencoder = encoders.image.described
     if not autoencoder.scale:
         if not statistics.get("std"):
@@ -232,6 +233,13 @@ def _finish(out: Path, source: Source, recipe: Recipe, encoders: Encoders, origi
     for stray in strays:  # of processes that were killed
         stray.unlink(missing_ok=True)
     return manifest
+
+
+def _duplicates(out: Path) -> dict[str, Any]:
+    """What a manifest says of duplicates, if they were looked for."""
+    path = out / deduplication.RESULT
+    said = _read_json(path) if path.exists() else {}
+    return {"duplicates": {key: said[key] for key in ("threshold", "descriptor", "counts")}} if said else {}
 
 
 def _statistics(moments: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

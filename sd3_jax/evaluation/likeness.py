@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from sd3_jax import records
 from sd3_jax.config import RunConfig
 from sd3_jax.data import frozen, latents
 from sd3_jax.data.examples import read_manifest
 from sd3_jax.data.latents import Prepared
-from sd3_jax.evaluation import conditioning, fidelity, generate, judged, scores, validation
+from sd3_jax.errors import UserError
+from sd3_jax.evaluation import conditioning, fidelity, folders, generate, judged, memorisation, scores, validation
+from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.evaluation.judged import Pictures
+from sd3_jax.evaluation.prompts import Prompt
 from sd3_jax.training import encoded, sharding
 from sd3_jax.training.step import make_model
 
@@ -82,6 +85,73 @@ def _features(folder: Path, split: str, most: int, side: int) -> Float[np.ndarra
         stored = np.stack([example.latent[..., :channels].astype(np.float32) for example in own])
         found.append(fidelity.scene_features(codec.decode(stored)))
     return np.concatenate(found)
+
+
+def memorisation_row(
+    run_dir: Path, step: int, sampler: Sampler, captions: int, report: Report = lambda pictures: None
+) -> dict[str, Any]:
+    """The share of captions whose pictures come out alike (paper's appendix E.3), of those trained on; as one row.
+
+    ``chance`` is that of captions that were held out, which cannot have been learnt by heart. A sheet of the pictures
+    that come nearest to those trained on, each below its own, is written beside the drawn ones, as nearest.png.
+
+    Raises UserError for a run of scenes, of which none is ever shown twice.
+    """
+    config = records.load_config(run_dir)
+    if config.data.source != "encoded":
+        raise UserError(f"{run_dir}: no scene is shown twice in training, so that none can be learnt by heart")
+    held = conditioning.held_out(config, run_dir)
+    folder = Path(config.data.path)
+    trained = Prepared(folder, read_manifest(folder), "train")
+    found = {}
+    for prepared in (trained, held):
+        number = min(captions, prepared.manifest.count(prepared.split))
+        chosen = _examples(prepared, number, config.data.image_size)
+        asked = [Prompt(np.zeros(0, int), {"prompt": text}, memorisation.EACH) for text in chosen]
+        out = run_dir / "samples" / generate.folder_name(step, sampler, asked)
+        generate.sample(run_dir, step, asked, sampler, out, report=report)
+        read = read_pictures(out, config)
+        drawn = [read.images[read.prompt == i] for i in range(len(read.prompts))]
+        true = np.stack([chosen[metadata["prompt"]] for metadata in read.prompts])
+        found[prepared.split] = out, drawn, true, memorisation.measure(drawn, true)
+    (out, drawn, true, own), (_, _, _, others) = found["train"], found[held.split]
+    order = np.argsort([one.nearest for one in own])[:8]
+    nearest = [
+        pictures[int(memorisation.distances(memorisation.tiles(pictures), memorisation.tiles(picture[None])).argmin())]
+        for pictures, picture in zip(drawn, true, strict=True)
+    ]
+    sheet = np.concatenate([true[order], np.stack(nearest)[order]])
+    folders.write_png(out / "nearest.png", folders.tile(sheet, columns=len(order)))
+    share = [float(np.mean([one.clique >= memorisation.CLIQUE for one in each])) for each in (own, others)]
+    errors = [float(np.sqrt(p * (1 - p) / len(each))) for p, each in zip(share, (own, others), strict=True)]
+    return {
+        "step": step,
+        "name": "memorised",
+        "group": scores.OVERALL,
+        "value": share[0],
+        "se": errors[0],
+        "chance": share[1],
+        "chance_se": errors[1],
+        "n": len(own) * memorisation.EACH,
+        "prompts": len(own),
+        "near": float(np.mean([one.nearest <= memorisation.NEAR for one in own])),
+        "near_held_out": float(np.mean([one.nearest <= memorisation.NEAR for one in others])),
+        **sampler.settings,
+        "prompt_list": f"{captions} captions",
+    }
+
+
+def _examples(prepared: Prepared, count: int, side: int) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
+    """Captions of a split, drawn by lot, with their pictures as the set's autoencoder gives them back."""
+    square = tuple(shard for shard in prepared.manifest.shards if shard.size == (side, side))
+    prepared = prepared._replace(manifest=dataclasses.replace(prepared.manifest, shards=square))
+    codec, channels = frozen.codec_of(prepared.manifest), prepared.manifest.autoencoder.channels
+    chosen = [int(i) for group in latents.choose(prepared, count, seed=1) for i in group.record]
+    found = {}
+    for example in latents.read_examples(prepared, chosen):
+        caption = example.captions.get("original") or next(iter(example.captions.values()))
+        found[caption.text] = codec.decode(example.latent[None, ..., :channels].astype(np.float32))[0]
+    return found
 
 
 def loss_rows(

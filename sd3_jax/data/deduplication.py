@@ -1,0 +1,110 @@
+"""Finding duplicates in a source before it is encoded: descriptors chunk by chunk, then pairs, then who goes.
+
+::
+
+    OUT/.descriptors/00012.npz     ids and descriptors of a chunk; with it, it is done
+    OUT/duplicates.json            threshold, descriptor, counts at other thresholds, and why each picture goes
+
+Several machines may describe a share of the chunks each. Who goes is decided once, by the first that finds all chunks
+described, and read by the others: every part leaves out the same pictures.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from sd3_jax import records
+from sd3_jax.data import duplicates
+from sd3_jax.data.duplicates import Found
+from sd3_jax.data.pieces import Ready, Recipe, look
+from sd3_jax.data.sources import Chunk, Source
+from sd3_jax.errors import UserError
+
+FOLDER, RESULT = ".descriptors", "duplicates.json"
+BATCH = 256
+
+
+class Descriptor(NamedTuple):
+    """What pictures are compared by; unit vectors, or to be whitened over the set."""
+
+    name: str
+    side: int  # pixels of the squares that it sees
+    describe: Callable[[UInt8[np.ndarray, "b s s 3"]], Float[np.ndarray, "b d"]]
+    whitened: bool
+
+
+WAVES = Descriptor("waves-1", duplicates.SIDE, duplicates.describe, whitened=False)
+
+
+def deduplicate(
+    source: Source,
+    out: Path,
+    threshold: float,
+    descriptor: Descriptor = WAVES,
+    part: tuple[int, int] = (1, 1),
+    workers: int = 2,
+    report: Callable[[int, int, int], None] = lambda looked, done, chunks: None,
+) -> Found | None:
+    """Which pictures of a source go, and why; None while other parts have chunks that are not described.
+
+    Raises UserError where ``out`` holds the answer to another question.
+    """
+    asked = {"threshold": threshold, "descriptor": descriptor.name, "chunks": len(source.chunks)}
+    if (out / RESULT).exists():
+        return _read(out / RESULT, asked)
+    looked, chunks = 0, list(enumerate(source.chunks))[part[0] - 1 :: part[1]]
+    with ThreadPoolExecutor(workers) as threads:
+        for done, (number, chunk) in enumerate(chunks):
+            path = out / FOLDER / f"{number:05d}.npz"
+            if not path.exists():
+                looked += _describe(chunk, path, descriptor, threads)
+            report(looked, done + 1, len(chunks))
+    paths = [out / FOLDER / f"{number:05d}.npz" for number in range(len(source.chunks))]
+    if not all(path.exists() for path in paths):
+        return None
+    with np.errstate(all="ignore"):
+        parts = [np.load(path, allow_pickle=False) for path in paths]
+    ids = [str(name) for part in parts for name in part["ids"]]
+    if not ids:
+        return Found({}, {}, [])
+    raw = np.concatenate([part["descriptors"] for part in parts if len(part["ids"])])
+    found = duplicates.find(ids, raw if descriptor.whitened else duplicates.whiten(raw), threshold)
+    if not (out / RESULT).exists():
+        records.write_atomic(out / RESULT, json.dumps(asked | found._asdict()) + "\n")
+    return _read(out / RESULT, asked)
+
+
+def _read(path: Path, asked: dict) -> Found:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        differ = [f"{key} {tree[key]} -> {value}" for key, value in asked.items() if tree[key] != value]
+        found = Found(tree["left_out"], tree["counts"], [(a, b, float(s)) for a, b, s in tree["pairs"]])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path}: is not what sd3-jax prepare wrote; delete it, and run the same command again"
+        ) from None
+    if differ:
+        raise UserError(f"{path}: was found otherwise ({'; '.join(differ)}); name a new folder, or delete this one")
+    return found
+
+
+def _describe(chunk: Chunk, path: Path, descriptor: Descriptor, threads: ThreadPoolExecutor) -> int:
+    """Describe the pictures of a chunk that can be read; how many items it has."""
+    items, recipe = chunk.items(), Recipe(descriptor.side)
+    ids, vectors = list[str](), list[Float[np.ndarray, "b d"]]()
+    for first in range(0, len(items), BATCH):
+        looked = threads.map(lambda item: look(item, recipe), items[first : first + BATCH])
+        ready = [one for one in looked if isinstance(one, Ready)]
+        if ready:
+            vectors.append(descriptor.describe(np.stack([one.picture.pixels for one in ready])).astype(np.float32))
+            ids += [one.item.id for one in ready]
+    buffer = io.BytesIO()
+    np.savez(buffer, ids=np.array(ids, dtype=str), descriptors=np.concatenate(vectors) if vectors else np.zeros((0, 0)))
+    records.write_atomic(path, buffer.getvalue())
+    return len(items)
