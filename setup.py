@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["sd3_jax*", "analysis*", "experiments*", "sweeps*"]),
-    package_data={"sweeps": ["*.yaml"], "analysis.notebooks": ["*.ipynb"]},
+    package_data={"sweeps": ["*.yaml"], "sd3_jax.voting": ["*.html"], "analysis.notebooks": ["*.ipynb"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
@@ -50,6 +50,7 @@ setup(
         "slurm": ["submitit>=1.5.4,<1.6"],
         "dev": [
             "pytest>=8",
+            "playwright>=1.50",  # the page of votes is tested in a browser, where there is one
             "ruff==0.17.6",
             "mypy==2.4.1",
             "types-PyYAML",

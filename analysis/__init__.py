@@ -36,6 +36,7 @@ from analysis.scores import load_scores, score_points
 from analysis.sheets import contact_sheet
 from analysis.study import load_study
 from analysis.tables import read_points
+from analysis.voting import votes_figure
 
 __all__ = [
     "Correlation",
@@ -85,4 +86,5 @@ __all__ = [
     "table1",
     "table2",
     "table6",
+    "votes_figure",
 ]

@@ -36,19 +36,6 @@ class Point(NamedTuple):
     step: int
 
 
-def names_of(runs: Sequence[Path]) -> dict[Path, str]:
-    """What each run is called in tables: its directory, with as many of those above as tell all runs apart.
-
-    >>> list(names_of([Path("/a/d03-s0"), Path("/b/d03-s0")]).values())
-    ['a/d03-s0', 'b/d03-s0']
-    """
-    parts = [run.resolve().parts for run in runs]
-    deep = 1
-    while len({part[-deep:] for part in parts}) < len({*parts}):
-        deep += 1
-    return {run: "/".join(part[-deep:]) for run, part in zip(runs, parts, strict=True)}
-
-
 def check_comparable(runs: Sequence[Path]) -> None:
     """Raises UserError if the runs do not draw the same scenes."""
     data = {run: records.load_config(run).data for run in runs}
@@ -82,7 +69,7 @@ def compare(
     check_comparable([reference, *steps])
     last = Point(reference, max(steps[reference]))
     points = [Point(run, step) for run, own in steps.items() for step in own]
-    names = names_of(list(steps))
+    names = records.names_of(list(steps))
     label = {point: f"{names[point.run_dir]}@{point.step}" for point in points}
     config = records.load_config(reference)
     params, report = proxy.load_or_train(proxy_path, config.data, config.model)

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -234,6 +234,19 @@ def find_runs(root: Path) -> list[Path]:
     if (root / "config.json").exists():
         return [root]
     return sorted(path.parent for path in root.glob("*/config.json"))
+
+
+def names_of(runs: Sequence[Path]) -> dict[Path, str]:
+    """What each run is called in tables: its directory, with as many of those above as tell all runs apart.
+
+    >>> list(names_of([Path("/a/d03-s0"), Path("/b/d03-s0")]).values())
+    ['a/d03-s0', 'b/d03-s0']
+    """
+    parts = [run.resolve().parts for run in runs]
+    deep = 1
+    while len({part[-deep:] for part in parts}) < len({*parts}):
+        deep += 1
+    return {run: "/".join(part[-deep:]) for run, part in zip(runs, parts, strict=True)}
 
 
 def last_row(rows: Iterable[dict[str, Any]], split: str) -> dict[str, Any] | None:

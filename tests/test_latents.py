@@ -9,14 +9,17 @@ import jax
 import numpy as np
 import pytest
 from prepared import SQUARE, encoded, example, noise_set, rewrite
+from test_group import finish, launch, losses
 from test_resume import final_state
 
 from sd3_jax import records
-from sd3_jax.config import MeshConfig, fingerprint
+from sd3_jax.config import MeshConfig, RunConfig, fingerprint
 from sd3_jax.data import examples, latents
 from sd3_jax.data.latents import Prepared, Rows
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import validation
+from sd3_jax.sweep.run import prepare
+from sd3_jax.sweep.spec import Cell
 from sd3_jax.train import train
 from sd3_jax.training import encoded as sets
 from sd3_jax.training import sharding
@@ -244,3 +247,29 @@ def test_scenes_take_no_field_of_a_prepared_set_and_a_prepared_set_needs_a_folde
         tiny(**{"data.source": "encoded"})
     with pytest.raises(UserError, match=r"evaluation\.examples: 15 .* at least 16"):
         tiny(**{"evaluation.levels": "round-robin", "evaluation.examples": 15})
+
+
+@pytest.mark.slow
+def test_processes_read_their_own_rows_and_another_number_of_them_goes_on(tmp_path: Path) -> None:
+    """Real groups: two processes begin, one of all devices goes on, and the losses are those of one process alone."""
+    manifest = noise_set(tmp_path / "set")
+    overlay = {"mesh.data": 2, "mesh.fsdp": 2, "data.synthetic": 0.5}
+
+    def config(steps: int) -> RunConfig:
+        return encoded(tmp_path / "set", manifest, steps=steps, **overlay)
+
+    finish(launch(config(8), tmp_path / "one", 1, 4))
+    finish(launch(config(5), tmp_path / "two", 2, 2))
+    finish(launch(config(8), tmp_path / "two", 1, 4))
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    lives, _ = records.read_rows(tmp_path / "two" / "lives.jsonl")
+    assert [life["processes"] for life in lives] == [2, 1]
+
+
+def test_a_sweep_whose_set_is_not_there_starts_no_cell(tmp_path: Path) -> None:
+    manifest = noise_set(tmp_path / "set")
+    config = encoded(tmp_path / "set", manifest)
+    (tmp_path / "set").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="d02-s0: .*set: holds no prepared set"):
+        prepare([Cell("d02-s0", config, None)], tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

@@ -24,6 +24,7 @@ from sd3_jax.cli import (
     reporting,
     sweeps,
     training,
+    voting,
 )
 from sd3_jax.errors import LeaseLost, RunFailed, Stopped, UserError
 
@@ -40,6 +41,8 @@ COMMANDS = (
     flows.formulations,
     pictures.sample,
     pictures.evaluate,
+    voting.vote,
+    voting.votes,
     converting.convert,
     emoji.emoji,
     preparing.prepare,

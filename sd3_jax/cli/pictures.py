@@ -275,7 +275,7 @@ def _evaluate_runs(
             with _progress(run.resolve().name, pictures[run]) as report:
                 for one in requests:
                     evaluation.evaluate_run(run, one, own, report)
-    names = compare.names_of(list(due))
+    names = records.names_of(list(due))
     label = None
     if preference:
         whom = compare.default_reference(list(due)) if whom is None else whom

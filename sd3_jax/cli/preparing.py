@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, RenderableType
@@ -12,8 +12,10 @@ from rich.table import Table
 
 from sd3_jax import terminal
 from sd3_jax.cli.options import JsonOption
-from sd3_jax.data.examples import Manifest
 from sd3_jax.errors import RunFailed, Stopped, UserError
+
+if TYPE_CHECKING:
+    from sd3_jax.data.examples import Manifest
 
 
 def prepare(
@@ -104,7 +106,7 @@ def prepare(
     _say(out, manifest, looked_at, time.monotonic() - began, json_file)
 
 
-def _say(out: Path, manifest: Manifest, looked: int, seconds: float, json_file: str | None) -> None:
+def _say(out: Path, manifest: "Manifest", looked: int, seconds: float, json_file: str | None) -> None:
     from sd3_jax.data import examples
     from sd3_jax.data.prepare import SKIPPED
     from sd3_jax.records import read_rows

@@ -1,4 +1,8 @@
-"""Pictures on disk, in the layout that GenEval's evaluator reads: written whole or not at all, read with care."""
+"""Pictures on disk: written whole or not at all, read with care.
+
+Ours are in the layout that GenEval's evaluator reads; anyone's may also lie flat in one folder, named by the number of
+their prompt: ``00007.png``, or ``00007_0002.png`` for the third of several.
+"""
 
 import io
 import json
@@ -6,7 +10,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,12 +77,55 @@ def read_folder(out: Path) -> Iterator[tuple[int, dict[str, Any], list[Path]]]:
             metadata = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path}: is missing") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path}: is not one JSON object") from None
         if not isinstance(metadata, dict) or not isinstance(metadata.get("prompt"), str):
             raise UserError(f"{path}: has no prompt")
         images = sorted((p for p in (folder / "samples").glob("*.png") if p.stem.isdigit()), key=lambda p: int(p.stem))
         yield int(folder.name), metadata, images
+
+
+_FLAT = re.compile(r"(\d+)(?:[_-](\d+))?\.(?:png|jpe?g|webp)", re.IGNORECASE)
+
+
+def pictures_of(out: Path, captions: Sequence[str], where: str) -> dict[int, list[Path]]:
+    """The pictures of each caption, by its number from 0, in either layout; captions without any are left out.
+
+    A folder in GenEval's layout says its prompts, which may be more, and in another order; in a flat one the number of
+    a picture is that of its caption. ``where`` the captions are from is said in errors.
+
+    Raises UserError for a folder that is neither, or whose pictures are of other captions.
+    """
+    if not out.is_dir():
+        raise UserError(f"{out}: no such folder of pictures")
+    if any(path.is_dir() and path.name.isdigit() for path in out.iterdir()):
+        numbers = {caption: number for number, caption in enumerate(captions)}
+        asked = [(metadata["prompt"].strip(), images) for _, metadata, images in read_folder(out)]
+        found = {numbers[prompt]: images for prompt, images in asked if prompt in numbers and images}
+        if not found:
+            raise UserError(f"{out}: holds no picture of any prompt of {where}; its first prompt is {asked[0][0]!r}")
+        return found
+    return _flat(out, len(captions), where)
+
+
+def _flat(out: Path, prompts: int, where: str) -> dict[int, list[Path]]:
+    named = {path: _FLAT.fullmatch(path.name) for path in sorted(out.iterdir())}
+    numbers = {(int(name[1]), int(name[2] or 0)): path for path, name in named.items() if name}
+    if not numbers:
+        raise UserError(
+            f"{out}: holds no pictures, neither in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png) nor "
+            "flat (00000.png or 00000_0000.png, .jpg, .webp)"
+        )
+    if len(numbers) < sum(map(bool, named.values())):
+        twice = next(path for path, name in named.items() if name and path not in numbers.values())
+        raise UserError(f"{out}: {twice.name} is numbered as another picture is")
+    extra = [path for (number, _), path in sorted(numbers.items()) if number >= prompts]
+    if extra:
+        raise UserError(f"{extra[0]}: is of no prompt: {where} has {prompts}, numbered from 0")
+    found: dict[int, list[Path]] = {}
+    for (number, _), path in sorted(numbers.items()):
+        found.setdefault(number, []).append(path)
+    return found
 
 
 def tile(images: UInt8[np.ndarray, "n H W 3"], columns: int) -> UInt8[np.ndarray, "X Y 3"]:

@@ -4,6 +4,7 @@ Only pictures of the same prompt and index are compared. Pictures of one prompt 
 independent: every standard error and interval is clustered by prompt.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -138,14 +139,30 @@ def scores(
     at = list(rewards).index(reference)
     won = _wins(table[:, None] - table[None, :])
     by_prompt = np.stack([np.bincount(cluster, row) for row in won.reshape(-1, len(cluster))], axis=1)
-    drawn = _drawn(len(by_prompt), resamples, seed) @ by_prompt
-    wins = np.concatenate([by_prompt.sum(axis=0)[None], drawn]).reshape(-1, len(table), len(table))
-    value, *many = elo(bradley_terry(wins), at)
-    se, interval = np.std(many, axis=0, ddof=1), np.percentile(many, (2.5, 97.5), axis=0)
-    return {
-        name: Score(float(value[i]), float(se[i]), (float(interval[0, i]), float(interval[1, i])))
-        for i, name in enumerate(rewards)
-    }
+    found = scores_of_wins(by_prompt.reshape(-1, len(table), len(table)), at, resamples, seed)
+    return dict(zip(rewards, found, strict=True))
+
+
+def scores_of_wins(
+    wins: Float[np.ndarray, "prompts m m"], reference: int, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Score]:
+    """The Elo score of each of m systems from ``wins[prompt, i, j]``, how often i beat j, a tie half for each.
+
+    Not every pair need have met, on every prompt or at all. With one prompt there are no errors (nan). The bootstrap
+    draws prompts, and fits all strengths anew.
+
+    Raises UserError as :func:`bradley_terry`.
+    """
+    wins = np.asarray(wins, np.float64)
+    prompts, systems = wins.shape[0], wins.shape[-1]
+    value = elo(bradley_terry(wins.sum(axis=0)), reference)
+    if prompts < 2:
+        return [Score(float(one), math.nan, (math.nan, math.nan)) for one in value]
+    drawn = _drawn(prompts, resamples, seed) @ wins.reshape(prompts, -1)
+    many = elo(bradley_terry(drawn.reshape(-1, systems, systems)), reference)
+    se, (low, high) = np.std(many, axis=0, ddof=1), np.percentile(many, (2.5, 97.5), axis=0)
+    whole = np.stack([value, se, low, high], axis=1).tolist()
+    return [Score(value, se, (low, high)) for value, se, low, high in whole]
 
 
 def _wins(difference: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:

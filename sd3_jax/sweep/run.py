@@ -73,12 +73,25 @@ def prepare(cells: Sequence[Cell], runs_dir: Path) -> None:
         source = cell.config.init_from
         if source and not Path(source).exists() and not bucket.checkpoints(runs_dir / cell.name, cell.config).exists():
             raise UserError(f"{cell.name}: init_from: {source}: no such file or directory")
+    _check_sets(cells)
     for cell in cells:
         run_dir = runs_dir / cell.name
         if not Watch().is_alive(run_dir):
             records.open_run(run_dir, cell.config)
         elif records.load_config(run_dir) != cell.config:
             raise UserError(f"{run_dir}: is running now, with another length or mesh: wait for it, or stop it")
+
+
+def _check_sets(cells: Sequence[Cell]) -> None:
+    """See that prepared sets are there and fit, before a cell fails for the lack of one."""
+    for cell in cells:
+        if cell.config.data.source == "encoded":
+            from sd3_jax.training import encoded
+
+            try:
+                encoded.look(cell.config)
+            except UserError as error:
+                raise UserError(f"{cell.name}: {error}") from None
 
 
 def run(

@@ -42,9 +42,7 @@ def find(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> S
     """
     failure = None
     try:
-        train = Prepared(Path(config.data.path), read_manifest(Path(config.data.path)), "train")
-        latents.check_fits(config, train)
-        held = find_held(config, Path(config.data.validation or config.data.path), train.manifest)
+        train, held = look(config)
         manifests = {"data": train.manifest, **({"validation": held.manifest} if config.data.validation else {})}
         if jax.process_index() == 0:
             for folder in filter(None, (run_dir, branch_from)):
@@ -62,6 +60,13 @@ def find(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> S
             failure = UserError(f"data: process {jax.process_index()} has another {name} set than process 0")
     group.together(failure)
     return Sets(train, held, digests)
+
+
+def look(config: RunConfig) -> tuple[Prepared, Prepared]:
+    """What a run trains on and what its loss is measured on. Raises UserError for sets that do not fit it."""
+    train = Prepared(Path(config.data.path), read_manifest(Path(config.data.path)), "train")
+    latents.check_fits(config, train)
+    return train, find_held(config, Path(config.data.validation or config.data.path), train.manifest)
 
 
 def find_held(config: RunConfig, folder: Path, trained: Manifest) -> Prepared:
