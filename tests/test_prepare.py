@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sd3_jax.cli import main
 from sd3_jax.data import examples, frozen, prepare, shards, sources
 from sd3_jax.data.examples import Caption, Example, Manifest
 from sd3_jax.data.prepare import Encoders, Recipe
@@ -333,6 +335,65 @@ def test_sizes_that_the_autoencoder_cannot_encode_are_refused(tmp_path: Path) ->
             run(folder, tmp_path / "out", recipe)
     with pytest.raises(UserError, match="--text: words is given twice"):
         run(folder, tmp_path / "out", encoders=ENCODERS._replace(texts=ENCODERS.texts * 2))
+    assert not (tmp_path / "out").exists()
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+def told(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["prepare", *map(str, arguments)])
+    return int(end.value.code or 0)
+
+
+SMALL = ("--size", "16", "--autoencoder", "cosine:4x8", "--text", "words:3x8")
+
+
+def test_the_command_says_what_it_made_and_what_to_train_with(tmp_path: Path, capsys: Any) -> None:
+    folder = pictures_of(tmp_path / "in", 25)
+    (folder / "003.png").write_bytes(b"")
+    said = ("--hold-out", "0.2", "--bucket", "16x16", "--bucket", "8x24", "--json", tmp_path / "said.json")
+    assert told(folder, tmp_path / "out", *SMALL, *said) == 0
+    printed = capsys.readouterr().out
+    manifest = examples.read_manifest(tmp_path / "out")
+    found = json.loads((tmp_path / "said.json").read_text())
+    assert found["skipped"] == {"is empty": 1}
+    assert sum(row["pictures"] for row in found["made"]) == 24
+    assert found["digest"] == manifest.digest
+    assert "left out 1: is empty" in printed
+    line = printed.splitlines()[-1]
+    overrides = dict(word.split("=") for word in shlex.split(line.partition(" RUN ")[2]) if word != "--set")
+    assert overrides.pop("data.path") == str(tmp_path / "out")
+    assert overrides["evaluation.examples"] == str(manifest.count("validation"))
+    assert overrides["model.latent_channels"] == "4"
+    assert told(folder, tmp_path / "out", *SMALL, *said) == 0
+    assert "done before" in capsys.readouterr().out
+    assert told(folder, tmp_path / "out", "--check") == 0
+    assert "24 records in" in capsys.readouterr().out
+    shard = next(path for path in (tmp_path / "out").glob("*.array_record") if b"004.png" in path.read_bytes())
+    shard.write_bytes(shard.read_bytes().replace(b"004.png", b"005.png"))
+    assert told(folder, tmp_path / "out", "--check") == 1
+    assert re.search(rf"{shard.name}: record \d is damaged", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--size", "60"), "a side is no multiple of the autoencoder's 8"),
+        (("--bucket", "3"), "--bucket 3: is not height x width in pixels"),
+        (("--part", "3/2"), "--part 3/2: is not K/N"),
+        (("--part", "0/2"), "--part 0/2: is not K/N"),
+        (("--dtype", "int8"), "--dtype int8: is not one of float16"),
+        (("--autoencoder", "foo"), "--autoencoder foo: is"),
+        (("--text", "foo"), "--text foo: is"),
+        (("--classes", "gone.txt"), "gone.txt: No such file or directory"),
+        (("--caption-column", "gone"), "has no column gone; it has file_name, caption"),
+        (("--as", "gone"), "--as gone: is not one of folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, capsys: Any, arguments: Any, said: str) -> None:
+    folder = pictures_of(tmp_path / "in", 3)
+    assert told(folder, tmp_path / "out", *SMALL, *arguments) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
