@@ -4,6 +4,8 @@ import io
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sd3_jax.cli import main
 from sd3_jax.data import examples, frozen, prepare, shards, sources
-from sd3_jax.data.examples import Example, Manifest
+from sd3_jax.data.examples import Caption, Example, Manifest
 from sd3_jax.data.prepare import Encoders, Recipe
 from sd3_jax.errors import UserError
 
@@ -211,6 +214,21 @@ def test_several_machines_share_one_and_the_last_writes_the_manifest(tmp_path: P
     assert files(tmp_path / "disk1") == files(tmp_path / "whole")
 
 
+def test_a_file_that_is_lost_or_damaged_is_made_again(tmp_path: Path) -> None:
+    folder = pictures_of(tmp_path / "in", 25)
+    run(folder, tmp_path / "out")
+    whole = files(tmp_path / "out")
+    shard = tmp_path / "out/train-00001-001.array_record"
+    shard.unlink()
+    with pytest.raises(shards.DamagedError, match="delete it and run sd3-jax prepare again"):
+        shards.check_sizes(tmp_path / "out", examples.read_manifest(tmp_path / "out"))
+    run(folder, tmp_path / "out")
+    assert files(tmp_path / "out") == whole
+    shard.write_bytes(shard.read_bytes()[:1000])
+    run(folder, tmp_path / "out")
+    assert files(tmp_path / "out") == whole
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -318,6 +336,93 @@ def test_sizes_that_the_autoencoder_cannot_encode_are_refused(tmp_path: Path) ->
     with pytest.raises(UserError, match="--text: words is given twice"):
         run(folder, tmp_path / "out", encoders=ENCODERS._replace(texts=ENCODERS.texts * 2))
     assert not (tmp_path / "out").exists()
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+def told(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["prepare", *map(str, arguments)])
+    return int(end.value.code or 0)
+
+
+SMALL = ("--size", "16", "--autoencoder", "cosine:4x8", "--text", "words:3x8")
+
+
+def test_the_command_says_what_it_made_and_what_to_train_with(tmp_path: Path, capsys: Any) -> None:
+    folder = pictures_of(tmp_path / "in", 25)
+    (folder / "003.png").write_bytes(b"")
+    said = ("--hold-out", "0.2", "--bucket", "16x16", "--bucket", "8x24", "--json", tmp_path / "said.json")
+    assert told(folder, tmp_path / "out", *SMALL, *said) == 0
+    printed = capsys.readouterr().out
+    manifest = examples.read_manifest(tmp_path / "out")
+    found = json.loads((tmp_path / "said.json").read_text())
+    assert found["skipped"] == {"is empty": 1}
+    assert sum(row["pictures"] for row in found["made"]) == 24
+    assert found["digest"] == manifest.digest
+    assert "left out 1: is empty" in printed
+    line = printed.splitlines()[-1]
+    overrides = dict(word.split("=") for word in shlex.split(line.partition(" RUN ")[2]) if word != "--set")
+    assert overrides.pop("data.path") == str(tmp_path / "out")
+    assert overrides["evaluation.examples"] == str(manifest.count("validation"))
+    assert overrides["model.latent_channels"] == "4"
+    assert told(folder, tmp_path / "out", *SMALL, *said) == 0
+    assert "done before" in capsys.readouterr().out
+    assert told(folder, tmp_path / "out", "--check") == 0
+    assert "24 records in" in capsys.readouterr().out
+    shard = next(path for path in (tmp_path / "out").glob("*.array_record") if b"004.png" in path.read_bytes())
+    shard.write_bytes(shard.read_bytes().replace(b"004.png", b"005.png"))
+    assert told(folder, tmp_path / "out", "--check") == 1
+    assert re.search(rf"{shard.name}: record \d is damaged", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--size", "60"), "a side is no multiple of the autoencoder's 8"),
+        (("--bucket", "3"), "--bucket 3: is not height x width in pixels"),
+        (("--part", "3/2"), "--part 3/2: is not K/N"),
+        (("--part", "0/2"), "--part 0/2: is not K/N"),
+        (("--dtype", "int8"), "--dtype int8: is not one of float16"),
+        (("--autoencoder", "foo"), "--autoencoder foo: is"),
+        (("--text", "foo"), "--text foo: is"),
+        (("--classes", "gone.txt"), "gone.txt: No such file or directory"),
+        (("--caption-column", "gone"), "has no column gone; it has file_name, caption"),
+        (("--as", "gone"), "--as gone: is not one of folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path: Path, capsys: Any, arguments: Any, said: str) -> None:
+    folder = pictures_of(tmp_path / "in", 3)
+    assert told(folder, tmp_path / "out", *SMALL, *arguments) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+# --- what the documentation says ------------------------------------------------------------------------------------
+def test_the_documented_bytes_are_those_of_the_format() -> None:
+    clip, t5, words = (("clip-l", 77, 768, 768), ("clip-g", 77, 1280, 1280)), ("t5", 77, 4096, 0), ("words", 16, 64, 64)
+
+    def size(pixels: int, channels: int, *parts: tuple[str, int, int, int], kinds: int = 1) -> int:
+        latent = np.zeros((pixels // 8, pixels // 8, channels))
+        spoken = {name: (np.zeros((tokens, width)), np.zeros(pooled)) for name, tokens, width, pooled in parts}
+        caption = Caption("a photograph of something, forty characters.", spoken)
+        captions = dict.fromkeys(("original", "synthetic")[:kinds], caption)
+        example = Example("cc12m-train-0000/000000000", latent, captions, (600, 800), (0, 100, 600, 600))
+        return len(examples.pack(example, "float16")) + shards.CHECK_BYTES
+
+    found = [  # the paper's autoencoder gives means and variances of 16 channels
+        size(64, 32, words),
+        size(256, 16, words),
+        size(256, 32, *clip),
+        size(256, 32, *clip, t5),
+        size(256, 32, *clip, t5, kinds=2),
+        size(256, 32, *clip, ("t5", 256, 4096, 0)),
+        size(1024, 32, *clip, t5),
+    ]
+    text = (Path(__file__).parent.parent / "docs/data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ px, .* \| ([\d,]+) \| ([\d.]+) ([GT])B \|$", text, re.MULTILINE)
+    assert [int(each.replace(",", "")) for each, _, _ in rows] == found
+    for (_, total, unit), each in zip(rows, found, strict=True):
+        assert float(total) == float(f"{each * 1e6 / {'G': 1e9, 'T': 1e12}[unit]:.3g}")
 
 
 # --- the command, killed --------------------------------------------------------------------------------------------

@@ -185,6 +185,8 @@ def test_columns_are_found_by_their_usual_names_or_those_that_are_given(tmp_path
         items(path)
     with pytest.raises(UserError, match="has no column nothing; it has"):
         items(path, columns=Columns(file="picture", caption="nothing"))
+    with pytest.raises(UserError, match="has no column nothing; it has"):
+        items(path, columns=Columns(file="picture", synthetic="nothing"))
     path = table(folder, "jsonl", [{"file": "a.png", "captions": ["the first", "the second"]}])
     assert items(path)[0].captions == {"original": "the first"}
 
@@ -481,6 +483,13 @@ def test_tensorflow_datasets_are_read_without_tensorflow(tmp_path: Path, monkeyp
     ]
     assert [item.read() for item in found] == [png(i) for i in (3, 0, 1, 2, 4)]
     assert "tensorflow" not in sys.modules
+    path = tmp_path / "oxford_flowers102/2.1.1/oxford_flowers102-train.array_record-00000-of-00001"
+    data = bytearray(path.read_bytes())
+    data[data.index(png(1)) + 20] ^= 1
+    path.write_bytes(data)
+    damaged = {item.id: item for item in items("tfds:oxford_flowers102")}
+    assert why(damaged["train/1"]).startswith("cannot be read")
+    assert damaged["train/2"].read() == png(2)
 
 
 def test_imagenet_needs_names_for_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

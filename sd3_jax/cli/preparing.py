@@ -1,5 +1,6 @@
 """Real pictures: a source of them becomes a prepared set, which is trained on."""
 
+import shlex
 import time
 from collections import Counter
 from pathlib import Path
@@ -81,7 +82,8 @@ def prepare(
         found = sources.first(found, limit)
     began = time.monotonic()
     looked_at = 0
-    bars = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    counts = (MofNCompleteColumn(), TextColumn("chunks, {task.fields[rate]}"))
+    bars = (BarColumn(), *counts, TimeRemainingColumn())
     with Progress(TextColumn("preparing"), *bars, console=Console(stderr=True)) as bar:
         task = bar.add_task("preparing", total=None, rate="")
 
@@ -129,12 +131,12 @@ def _say(out: Path, manifest: "Manifest", looked: int, seconds: float, json_file
         each = ", ".join(f"{n:,} at {threshold}" for threshold, n in twice["counts"].items())
         gone.append(f"duplicates by {twice['descriptor']} that would go: {each}")
     rate = f"; {looked:,} pictures in {seconds:.1f} s, {looked / seconds:,.0f} a second" if looked else "; done before"
-    settings = examples.settings(manifest) | {"data.path": out}
+    settings = examples.settings(manifest) | {"data.path": str(out)}
     if len(manifest.sizes) > 1 or manifest.sizes != ((manifest.image_size,) * 2,):
         settings["data.buckets"] = str([list(size) for size in manifest.sizes]).replace(" ", "")
     if held := manifest.count("validation"):
         settings |= {"evaluation.examples": min(held, 512)}
-    told = " ".join(f"--set {key}={value}" for key, value in settings.items())
+    told = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in settings.items())
     parts: list[RenderableType] = [made, *gone, f"{out}: set {manifest.digest}{rate}"]
     parts.append(f"train on it: sd3-jax train EXPERIMENT --run RUN {told}")
     value = {"digest": manifest.digest, "made": rows, "skipped": skipped, "seconds": seconds, "settings": settings}

@@ -15,6 +15,7 @@ from sd3_jax.data.sources import (
     IMAGES,
     MOST_TEXT,
     SPLITS,
+    USUAL,
     Chunk,
     Columns,
     Item,
@@ -223,12 +224,18 @@ def tensorflow(name: str, columns: Columns, classes: Mapping[str, Sequence[str]]
         def items(start: int, stop: int, data: Any = data, split: str = split) -> list[Item]:
             found = []
             for i in range(start, stop):
-                value = data[i][spoken]
+                own = f"{split}/{i}"
+                try:
+                    value = data[i][spoken]
+                except Exception as error:  # of many kinds, for a damaged file
+                    why = f"cannot be read ({' '.join(str(error).split())[:80]})"
+                    found.append(Item(own, partial(refuse, why), {}, SPLITS.get(split, split)))
+                    continue
                 text = text_of(value) if isinstance(value, bytes) else str(value)
                 if labels:
-                    text = photo_of(names[labels[int(value)]], f"{split}/{i}")
+                    text = photo_of(names[labels[int(value)]], own)
                 read = partial(_of_data, data, i, picture)
-                found.append(of_row({"caption": text}, f"{split}/{i}", read, "caption", Columns(), split))
+                found.append(of_row({"caption": text}, own, read, "caption", USUAL, split))
             return found
 
         chunks += chunked(split, count, items)

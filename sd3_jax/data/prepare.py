@@ -133,11 +133,21 @@ def _piece(out: Path, number: int, place: int) -> Path:
     return out / PIECES / f"{number:05d}-{place:03d}.json"
 
 
+def _done(out: Path, number: int, place: int) -> dict[str, Any] | None:
+    """What a piece gave, if it is done and all its files are still there."""
+    path = _piece(out, number, place)
+    if not path.exists():
+        return None
+    piece = _read_json(path)
+    files = [(out / shard["file"], shard["bytes"]) for shard in piece["shards"]]
+    return piece if all(file.exists() and file.stat().st_size == size for file, size in files) else None
+
+
 def _pieces(out: Path, number: int) -> Iterator[dict[str, Any]]:
     """What the pieces of a chunk gave, as far as they are done without a gap."""
     place = 0
-    while (path := _piece(out, number, place)).exists():
-        yield _read_json(path)
+    while (piece := _done(out, number, place)) is not None:
+        yield piece
         place += 1
 
 
@@ -155,7 +165,7 @@ def _todo(
 ) -> Iterator[tuple[int, bool, list[Ready | Skipped]]]:
     """The pieces of a chunk that are not done: place, whether it is the last, and its pictures, decoded one ahead."""
     count = max(-(-len(items) // PIECE), 1)
-    places = [place for place in range(count) if not _piece(out, number, place).exists()]
+    places = [place for place in range(count) if _done(out, number, place) is None]
 
     def begin(place: int) -> list[Future[Ready | Skipped]]:
         own = items[place * PIECE : (place + 1) * PIECE]

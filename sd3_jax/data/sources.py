@@ -297,7 +297,9 @@ def column(where: Any, there: Sequence[str], asked: str, usual: Sequence[str], w
 
 
 def caption_column(where: Any, there: Sequence[str], columns: Columns) -> str:
-    """The column of captions; errors of :func:`column`."""
+    """The column of captions, if there is one and any that is asked for beside it; errors of :func:`column`."""
+    if columns.synthetic != USUAL.synthetic:
+        column(where, there, columns.synthetic, (), "")
     return column(where, there, columns.caption, CAPTIONS, "caption")
 
 
