@@ -21,7 +21,7 @@ ENDS = ("FAILED", "DONE")
 _PASSING = re.compile(
     r"UNAVAILABLE|DEADLINE_EXCEEDED|TransportError|ServerDisconnected|Connect(ion|or)|[Tt]ime(d )?out|\b50[0234]\b"
 )
-RECORDS = ("config.json", "lives.jsonl", "metrics.jsonl", "evals.jsonl", *ENDS)
+RECORDS = ("config.json", "lives.jsonl", "metrics.jsonl", "evals.jsonl", *records.MANIFESTS.values(), *ENDS)
 
 
 def checkpoints(run_dir: Path, config: RunConfig) -> Path:

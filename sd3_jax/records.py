@@ -8,6 +8,7 @@
     evals.jsonl     one line per score of its pictures
     checkpoints/    Orbax
     samples/        pictures in GenEval's layout, a folder for each step and setting, its name beginning with the step
+    data_manifest.json, validation_manifest.json   of the prepared sets that it reads, as they were when it began
     DONE | FAILED   DONE: what was planned and spent, as JSON; FAILED: why, in one line
 
 Rows are written whole, one to a line, by process 0; a line cut short by a crash is skipped by readers and
@@ -30,6 +31,7 @@ from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.flops import total_steps
 
+MANIFESTS = {"data": "data_manifest.json", "validation": "validation_manifest.json"}  # of prepared sets
 Status = Literal["waiting", "started", "done", "failed"]
 Check = Callable[[], None]  # raises if this process may write no more: it has lost its lease
 

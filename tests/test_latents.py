@@ -1,6 +1,7 @@
 """Training on prepared sets: batches are functions of (seed, step), and what is damaged or does not fit is said."""
 
 import dataclasses
+import shutil
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -138,6 +139,16 @@ def test_a_run_on_a_prepared_set_learns_resumes_and_knows_its_set(tmp_path: Path
     rewrite(moved, manifest, shards=manifest.shards[1:])
     with pytest.raises(UserError, match=f"began with other examples .set {manifest.digest}."):
         train(encoded(moved, manifest, steps=9), tmp_path / "run")
+
+
+def test_a_run_whose_directory_was_lost_knows_its_set_from_where_its_checkpoints_are(tmp_path: Path) -> None:
+    manifest = noise_set(tmp_path / "set")
+    overlay = {"checkpoint_root": str(tmp_path / "bucket")}
+    train(encoded(tmp_path / "set", manifest, steps=2, **overlay), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    rewrite(tmp_path / "set", manifest, shards=manifest.shards[1:])
+    with pytest.raises(UserError, match=f"began with other examples .set {manifest.digest}."):
+        train(encoded(tmp_path / "set", manifest, steps=3, **overlay), tmp_path / "run")
 
 
 def test_a_damaged_record_stops_a_run_with_its_name(tmp_path: Path) -> None:

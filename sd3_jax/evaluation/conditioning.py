@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from sd3_jax import records
 from sd3_jax.config import RunConfig
 from sd3_jax.data import examples, frozen, latents, scenes
 from sd3_jax.data.examples import Manifest, read_manifest
@@ -43,8 +44,8 @@ def of_run(config: RunConfig, run_dir: Path | None = None, without: Sequence[str
 
 def manifest_of(config: RunConfig, run_dir: Path | None) -> Manifest:
     """Of the set that a run was trained on: its own copy, else where the set lies."""
-    if run_dir and (run_dir / encoded.COPIES["data"]).exists():
-        return read_manifest(run_dir, encoded.COPIES["data"])
+    if run_dir and (run_dir / records.MANIFESTS["data"]).exists():
+        return read_manifest(run_dir, records.MANIFESTS["data"])
     return read_manifest(Path(config.data.path))
 
 

@@ -32,9 +32,6 @@ class Sets(NamedTuple):
     origin: dict[str, Any]  # what the records say of them
 
 
-COPIES = {"data": "data_manifest.json", "validation": "validation_manifest.json"}  # in a run's directory
-
-
 def find(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> Sets:
     """The sets that ``config.data`` names, if they fit it and are those that the run began with.
 
@@ -47,10 +44,12 @@ def find(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> S
         if jax.process_index() == 0:
             for folder in filter(None, (run_dir, branch_from)):
                 for name, manifest in manifests.items():
-                    _check_same(folder / COPIES[name], manifest)
+                    _check_same(folder / records.MANIFESTS[name], manifest)
             for name, manifest in manifests.items():
-                if not (run_dir / COPIES[name]).exists():
-                    records.write_atomic(run_dir / COPIES[name], json.dumps(to_dict(manifest), indent=1) + "\n")
+                if not (run_dir / records.MANIFESTS[name]).exists():
+                    records.write_atomic(
+                        run_dir / records.MANIFESTS[name], json.dumps(to_dict(manifest), indent=1) + "\n"
+                    )
     except UserError as error:
         failure = error
     group.together(failure)
