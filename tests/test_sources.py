@@ -191,6 +191,22 @@ def test_columns_are_found_by_their_usual_names_or_those_that_are_given(tmp_path
     assert items(path)[0].captions == {"original": "the first"}
 
 
+def test_each_split_of_a_folder_may_have_a_table_of_its_own(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "test")):
+        table(folder_of(tmp_path / split, a="", b=""), "jsonl", [{"file_name": f"{n}.png", "text": n} for n in "ab"])
+        (tmp_path / split / "a.png").write_bytes(png(10 + number))
+    assert find(str(tmp_path)).kind == "table"
+    found = items(tmp_path)
+    assert plain(found) == [
+        ("test/a.png", "a", "validation"),
+        ("test/b.png", "b", "validation"),
+        ("train/a.png", "a", "train"),
+        ("train/b.png", "b", "train"),
+    ]
+    assert [found[0].read(), found[2].read()] == [png(11), png(10)]
+    assert len({chunk.name for chunk in find(str(tmp_path)).chunks}) == 2
+
+
 def test_pictures_of_a_table_may_lie_elsewhere(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", a="")
     path = table(tmp_path, "csv", [{"file": "a.png", "text": "one"}])

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, table, tars, COCO's captions, tfds:NAME.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder, table, tars, Parquet, COCO's captions, tfds:NAME.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    autoencoder: Annotated[str, typer.Option(help="cosine:CHANNELSxDOWNSAMPLE.")] = "cosine:16x8",
+    autoencoder: Annotated[str, typer.Option(help="cosine:CHANNELSxDOWNSAMPLE, or a folder of one.")] = "cosine:16x8",
     text: Annotated[list[str] | None, typer.Option(help="words:TOKENSxCHANNELS.")] = None,
     size: Annotated[int, typer.Option(min=8, max=4096, help="Pixels on a side of the square.")] = 256,
     bucket: Annotated[

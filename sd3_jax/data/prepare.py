@@ -59,8 +59,10 @@ def prepare(
     _check(recipe, encoders)
     _claim(out, source, recipe, encoders, left_out)
     looked, chunks = 0, list(enumerate(source.chunks))[part[0] - 1 :: part[1]]
-    with ThreadPoolExecutor(workers) as threads:
+    threads = ThreadPoolExecutor(workers)
+    try:
         for done, (number, chunk) in enumerate(chunks):
+            report(looked, done, len(chunks))
             if not _is_done(out, number):
                 for place, last, own in _todo(out, number, chunk.items(), recipe, left_out, threads):
                     row = {"last": last, **pieces.write(out, f"{number:05d}-{place:03d}", own, recipe, encoders)}
@@ -68,6 +70,8 @@ def prepare(
                     looked += len(own)
                     report(looked, done, len(chunks))
             report(looked, done + 1, len(chunks))
+    finally:
+        threads.shutdown(cancel_futures=True)  # who interrupts does not wait for what is decoded ahead
     if not all(_is_done(out, number) for number in range(len(source.chunks))):
         return None
     return _finish(out, source, recipe, encoders, origin)
