@@ -94,6 +94,7 @@ def _claim(out: Path, source: Source, recipe: Recipe, encoders: Encoders, left_o
         **asdict(recipe),
         "autoencoder": _plain(encoders.image.described),
         **{f"text {i + 1}": _plain(text.part) for i, text in enumerate(encoders.texts)},
+        "compute": encoders.compute,
         "batch": encoders.batch,  # which may change the last bits of what an encoder gives
         "source": f"{source.kind}, {len(source.chunks)} chunks, {_hash([chunk.name for chunk in source.chunks])}"
         + ("" if source.items is None else f", {source.items} pictures"),

@@ -6,11 +6,13 @@ a TensorFlow dataset without TensorFlow (:mod:`sd3_jax.data.archives`). Nothing 
 """
 
 import hashlib
+import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sd3_jax.data.pictures import MOST_BYTES, SUFFIXES, Unreadable
 from sd3_jax.errors import UserError
@@ -45,6 +47,39 @@ class Chunk(NamedTuple):
     items: Callable[[], Sequence[Item]]
 
 
+class Limit(NamedTuple):
+    """What a column's number must be for a picture to be kept, such as a predicted aesthetic score of at least 5."""
+
+    column: str
+    sign: str  # >= or <=
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.column}{self.sign}{self.bound:g}"
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Why a row is not kept; None if it is."""
+        try:
+            value = float(row[self.column])
+        except (KeyError, TypeError, ValueError):
+            value = math.nan
+        if math.isnan(value):
+            return f"has no number {self.column}"
+        kept = value >= self.bound if self.sign == ">=" else value <= self.bound
+        return None if kept else f"has not {self}"
+
+
+def read_limit(text: str) -> Limit:
+    """``aesthetic>=5`` as a limit. Raises UserError for anything else."""
+    parts = re.fullmatch(r"\s*([^<>=]+?)\s*(>=|<=)\s*([-+.0-9eE]+)\s*", text)
+    try:
+        if parts:
+            return Limit(parts[1], parts[2], float(parts[3]))
+    except ValueError:
+        pass
+    raise UserError(f"--keep {text!r}: is not of the form column>=number or column<=number, such as aesthetic>=5")
+
+
 class Columns(NamedTuple):
     """Names that a user gives the columns of a table, a dataset or a tar's JSON; empty: the usual ones."""
 
@@ -53,6 +88,7 @@ class Columns(NamedTuple):
     synthetic: str = "synthetic"
     split: str = "split"
     licence: str = "licence"
+    keep: tuple["Limit", ...] = ()
 
 
 USUAL = Columns()
@@ -84,6 +120,8 @@ def find(
         raise UserError(f"--as {kind}: is not one of {', '.join(KINDS)}")
     if kind != "tfds" and kind != "webdataset" and not path.exists():
         raise UserError(f"{where}: no such file or directory")
+    if columns.keep and kind in ("folder", "coco"):
+        raise UserError(f"--keep {columns.keep[0]}: a source of kind {kind} has no columns of numbers")
     if kind == "folder":
         return _folder(path, classes or {})
     from sd3_jax.data import archives, tables

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sd3_jax.data.sources import SPLITS, USUAL, Columns, Item, Source, chunked, file_of
+from sd3_jax.data.sources import SPLITS, USUAL, Columns, Item, Source, chunked, file_of, refuse
 from sd3_jax.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # a folder's own table
@@ -104,6 +104,8 @@ def of_row(
     texts = {"original": row.get(caption), "synthetic": row.get(columns.synthetic)}
     one = {kind: text[0] if isinstance(text, list) and text else text for kind, text in texts.items()}  # of several
     captions = {kind: str(text).strip() for kind, text in one.items() if text}
+    if problem := next(filter(None, (limit.problem(row) for limit in columns.keep)), None):
+        read = partial(refuse, problem)
     said = str(row.get(columns.split) or split)
     licence = str(row.get(columns.licence) or row.get("license") or "")
     return Item(name, read, captions, SPLITS.get(said.lower(), said), licence)
