@@ -128,6 +128,8 @@ def load_codec(spec: str, running: Running = RUNNING) -> ImageCodec:
         return cosine_codec(channels, downsample)
     from sd3_jax.data import encoders, learned
 
+    if not Path(spec).is_dir() and "/" not in spec:
+        raise UserError(f"--autoencoder {spec}: is none of cosine:16x8 (channels x downsample), a folder, a hub id")
     if learned.is_here(Path(spec)):
         return learned.load(Path(spec))
     return encoders.autoencoder(spec, running)
