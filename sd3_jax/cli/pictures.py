@@ -36,7 +36,7 @@ def sample(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A caption a line, or GenEval's .jsonl; else scenes' own, or those held out.",
+            help="A caption a line, or GenEval's .jsonl; geneval: its 553; else scenes' own, or those held out.",
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt of a file.")] = 4,
@@ -79,7 +79,8 @@ def sample(
         from sd3_jax.evaluation import conditioning
 
         if prompts is not None:
-            wanted = asked.read_texts(prompts, images)
+            named = str(prompts) == "geneval" and not prompts.exists()
+            wanted = asked.geneval_texts(images) if named else asked.read_texts(prompts, images)
         else:
             wanted = conditioning.held_out_prompts(conditioning.held_out(config, run), images_per_task, prompt_seed)
     elif prompts is not None:
