@@ -234,6 +234,36 @@ def _memorisation(
     terminal.show(terminal.chart(title, cells), rows, json_file)
 
 
+def geneval(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="results.jsonl of GenEval's own evaluator.")],
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN/samples/X", help="A run's pictures: keep the scores beside its others."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """The summary of GenEval's own evaluator, with the errors over prompts that it lacks.
+
+    Example: sd3-jax geneval results.jsonl --record runs/cc12m/samples/0100000-ema-euler25-cfg3-seed0-4f1c2b3a
+    """
+    from sd3_jax.evaluation import folders, geneval, upstream
+
+    found = upstream.read_results(results)
+    rows = upstream.score_rows(found)
+    if record is not None:
+        from sd3_jax.evaluate import write_scores
+        from sd3_jax.evaluation.generate import Sampler
+
+        run, drawn = folders.drawn_by(record)
+        names = {"sampler", *Sampler.__dataclass_fields__}
+        said = {key: value for key, value in drawn.items() if key in names}
+        rows = [{"step": drawn["step"], **row, **said, "prompt_list": drawn.get("prompts")} for row in rows]
+        write_scores(run, rows)
+        print(f"{len(rows)} scores in {run / 'evals.jsonl'}", file=sys.stderr)
+    summary = geneval.summarize(found.correct, found.tag, found.prompt)
+    terminal.show(list[Any](upstream.lines_of(summary, found)), rows, json_file)
+
+
 def _evaluate_runs(
     runs: list[Path],
     request: Any,
