@@ -15,7 +15,7 @@ import pandas as pd
 from analysis import published
 from analysis.association import MIN_POINTS, correlations, permutation_test
 from analysis.ranking import LEVEL, rank
-from analysis.study import group_of, one_model, points, settings_of, usual
+from analysis.study import absent, group_of, one_model, points, settings_of, usual
 from sd3_jax import records
 from sd3_jax.protocols import PROTOCOLS
 
@@ -48,10 +48,11 @@ def table1(study: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
     Raises UserError for fewer than two formulations, several models, or if none has all settings.
     """
     notes = [*study.attrs["notes"], *one_model(study)]
-    scored, others = settings_of(points(study), "table1")
+    every = points(study)
+    scored, others = settings_of(every, "table1")
     ranking = rank(scored, resamples)
     settings = ranking.settings
-    notes += [*others, *_lacking(settings)]
+    notes += [*others, *absent(every, scored), *_lacking(settings)]
     kept, unlike = usual(settings)
     counts = sorted(kept["steps"].unique())
     ends = {"fewest": counts[0], "most": counts[-1]}
@@ -125,12 +126,14 @@ def table2(study: pd.DataFrame) -> pd.DataFrame:
     Raises UserError for several models.
     """
     notes = [*study.attrs["notes"], *one_model(study)]
-    scored, unlike = usual(points(study))
+    every = points(study)
+    scored, unlike = usual(every)
     counts = scored["steps"].unique()
     steps = min(counts, key=lambda one: abs(math.log(one / STEPS)))
     if steps != STEPS:
         notes.append(f"there are no scores after {STEPS} sampler steps, the paper's: these are after {steps}.")
     scored = scored[scored["steps"] == steps]
+    unlike += absent(every, scored)
     sides = ["up", "up_se", "down", "down_se"]
     mean = scored.groupby(["formulation", "data_set"])[sides].mean().unstack()
     labels = sorted(scored["data_set"].unique())

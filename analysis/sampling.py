@@ -19,7 +19,7 @@ from analysis.association import prompt_covariance
 from analysis.drawing import CAPTION, STYLE, Drawing, below, plain_log_ticks, save
 from analysis.paper_tables import REPRESENTATIVE, Column
 from analysis.scores import OVERALL, Prompts, of_tasks, prompts_of
-from analysis.study import PATH_LENGTH, SAMPLER, group_of, one_model, points, usual
+from analysis.study import PATH_LENGTH, SAMPLER, absent, group_of, one_model, points, usual
 from sd3_jax.errors import UserError
 
 # Okabe and Ito's colours: what is plain, reweighted, and the others.
@@ -67,7 +67,7 @@ def table6(study: pd.DataFrame) -> pd.DataFrame:
             row[f"paper_{steps}"] = getattr(paper, f"steps_{steps}") if paper else math.nan
         rows.append(row | {"paper_path_length": paper.path_length if paper else math.nan})
     frame = pd.DataFrame(rows)
-    notes = [*study.attrs["notes"], *notes]
+    notes = [*study.attrs["notes"], *notes, *absent(study, kept)]
     if frame["path_length"].isna().all():
         notes.append("path length: not measured.")
     if frame["score_se"].isna().any():
@@ -153,8 +153,9 @@ def figure3(study: pd.DataFrame, out: str | Path | None = None) -> Drawing:
     Raises UserError for several models, or for a single number of sampler steps.
     """
     notes = [*study.attrs["notes"], *one_model(study)]
-    table, unlike = usual(points(study))
-    notes += unlike
+    every = points(study)
+    table, unlike = usual(every)
+    notes += [*unlike, *absent(every, table)]
     if table["steps"].nunique() < 2:
         raise UserError(
             f"figure 3 is over numbers of sampler steps, and there are scores after {table['steps'].iloc[0]} alone; "

@@ -262,5 +262,11 @@ def usual(study: pd.DataFrame, of: str = "table1") -> tuple[pd.DataFrame, list[s
     return kept, [f"{note}: the paper's, Euler at guidance 5, were not evaluated at several numbers of steps."]
 
 
+def absent(study: pd.DataFrame, kept: pd.DataFrame) -> list[str]:
+    """A note on the runs of a study of which no row is kept."""
+    gone = sorted(set(study["run"]) - set(kept["run"]))
+    return [f"left out, as they were not evaluated in these settings: {_some(gone)}."] if gone else []
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{len(names)} runs ({', '.join(names[:3])}, ...)"

@@ -138,12 +138,19 @@ def setting(run_dir: Path, request: Request) -> dict[str, Any]:
     return request.sampler.settings | {"prompt_seed": request.prompt_seed, "prompt_list": prompts.fingerprint(asked)}
 
 
+def is_drawn_so(row: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+    """Whether a row's pictures came to be in the :func:`setting` ``said``; what neither says is as usual."""
+    return all(row.get(name) == said.get(name) for name in (*_DRAWN, *said))
+
+
 def write_scores(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Put rows into a run's evals.jsonl, in place of older ones of the same score in the same setting."""
     records.put_scores(run_dir / "evals.jsonl", rows, _key)
 
 
+_DRAWN = ("sampler", "steps", "guidance", "shift", "weights", "seed", "grid", "without")
+
+
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    drawn = ("sampler", "steps", "guidance", "shift", "weights", "seed", "grid", "without")
-    names = ("step", "name", "group", *drawn, "prompt_list", "reference")
+    names = ("step", "name", "group", *_DRAWN, "prompt_list", "reference")
     return tuple(json.dumps(row.get(name)) for name in names)

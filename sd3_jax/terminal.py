@@ -61,7 +61,13 @@ def isoflop_lines(budgets: Any, exponents: Mapping[str, float], ci95: Mapping[st
 
 
 def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """Scores of pictures: of one system task by task, of several one a line; with what chance and truth would score."""
+    """Scores of pictures: of one system task by task, of several one a line; with what chance and truth would score.
+
+    Of several settings of the sampler those of each apart.
+    """
+    if len({_sampler(row) for row in rows if "guidance" in row}) > 1:
+        settings = dict.fromkeys(map(_sampler, rows))
+        return [part for one in settings for part in score_tables([row for row in rows if _sampler(row) == one])]
     systems = dict.fromkeys((row["run"], row.get("step")) for row in rows)
     if not systems:
         return []

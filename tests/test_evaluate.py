@@ -1,6 +1,7 @@
 """Judging pictures and comparing runs: rows, caches, what is due, and what is missing."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from sd3_jax.evaluate import Request
 from sd3_jax.evaluation import fidelity, folders, judged, scene_judge, scores, truth
 from sd3_jax.evaluation.generate import Sampler
 from sd3_jax.evaluation.prompts import GROUPS, metadata
+from sd3_jax.protocols import Protocol
 from sd3_jax.sweep import evaluate as fan_out
 
 REQUEST = Request(images_per_task=8, sampler=Sampler(steps=2))
@@ -314,6 +316,32 @@ def test_runs_that_cannot_be_evaluated(runs, sd3, tmp_path):
             code, out, err = sd3(verb, runs / "d02-s0", *wrong)
             assert (code, out, err.count("\n")) == (2, "", 1), err
             assert words in err
+
+
+def test_what_a_protocol_drew_is_shown_setting_by_setting(runs, sd3, tmp_path, monkeypatch):
+    def score(run_dir, request, steps, report=None):  # a value of each setting, without its pictures
+        said = evaluate.setting(run_dir, request)
+        value = request.sampler.steps / 100 + 0.001 * (request.sampler.weights == "raw")
+        value += 0.002 * (request.sampler.grid == "own")
+        whose = {"name": "scene-geneval-soft", "group": "overall", "value": value, "se": 0.01, "n": 1}
+        evaluate.write_scores(run_dir, [{"step": step, **said, **whose} for step in steps])
+
+    monkeypatch.setattr(evaluate, "evaluate_run", score)
+    monkeypatch.setitem(evaluate.PROTOCOLS, "table1", Protocol(((5, 5.0), (50, 1.0)), ("ema", "raw"), "own"))
+    for name in ("d02-s0", "d02-s1"):
+        shutil.copytree(runs / name, tmp_path / name, ignore=shutil.ignore_patterns("samples", "evals.jsonl"))
+    alike = ("--images-per-task", "2", "--step", "8", "--workers", "1")
+    code, out, err = sd3("evaluate", tmp_path, "--protocol", "table1", *alike)
+    assert code == 0, err
+    shown = re.findall(r"(\d+) euler steps, guidance (\d), (\w+) weights|d02-s1 8 ([0-9.]+)", " ".join(out.split()))
+    assert [one[:3] for one in shown[::2]] == [(k, g, w) for w in ("ema", "raw") for k, g in (("5", "5"), ("50", "1"))]
+    assert [one[3] for one in shown[1::2]] == ["0.052", "0.502", "0.053", "0.503"]
+    # What was drawn on one grid is not shown among what is on another.
+    code, out, err = sd3(
+        "evaluate", tmp_path / "d02-s0", "--sampler-steps", "5", "--guidance", "5", *alike, "--json", "-"
+    )
+    assert code == 0, err
+    assert [row["value"] for row in json.loads(out)] == [0.05]
 
 
 def test_prompts_of_ones_own(runs, sd3, tmp_path):

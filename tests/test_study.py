@@ -164,6 +164,17 @@ def test_few_steps_alone_elsewhere_do_not_change_the_grid_of_table_2_or_6(tmp_pa
     assert "12 settings" in analysis.table1(study, resamples=10).attrs["title"]
 
 
+def test_runs_that_lack_the_settings_of_a_table_are_named(tmp_path):
+    root = write_study(tmp_path, names=DOZEN[:3], data_sets=("grid",))
+    other = records.find_runs(root)[0] / "evals.jsonl"
+    records.write_rows(other, [row | {"shift": 3.0} for row in records.read_rows(other)[0]])
+    study = analysis.load_study(root)
+    for table in (analysis.table1(study, resamples=10), analysis.table2(study), analysis.table6(study)):
+        assert len(table) == 2
+        assert "left out, as they were not evaluated in these settings: grid-00-s0." in table.attrs["notes"]
+    assert "grid-00-s0" in str(analysis.figure3(study).numbers["notes"])
+
+
 def test_an_order_like_the_papers_is_told(study):
     x = [rank.all for rank in published.TABLE_1.values()]
     assert paper_tables.agreement("rank", x, np.sqrt(x)).startswith(

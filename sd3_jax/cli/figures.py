@@ -92,7 +92,7 @@ def table(
 
     1: rank of every formulation by non-dominated sorting on two scores, mean over all settings, with an interval. 2:
     both scores after 25 sampler steps. 6: share of the score lost with fewer steps, and length of the path, by depth.
-    The scores are those of sd3-jax evaluate, in as many settings (data set, sampler, weights) as there are.
+    The scores are those of sd3-jax evaluate --protocol table1 or table6; what is lacking or left out is said.
 
     Example: sd3-jax table 1 runs/table1_cpu
     """
