@@ -55,8 +55,9 @@ class Extrapolated(NamedTuple):
 def gather(batches: Iterable[Float[np.ndarray, "_ d"]], seed: int = 0, keep: int = KEEP) -> Gathered:
     """Moments and rows of features that come in batches, each looked at once.
 
-    Moments are merged, the mean's square never subtracted, so that a mean far from zero costs no digits. Which rows are kept is Vitter's algorithm R (1985). Memory: ``PIECES`` d x d float64 and
-    ``keep`` x d float32. Raises ValueError if there is no row.
+    Moments are merged, the mean's square never subtracted, so that a mean far from zero costs no digits. Which rows are
+    kept is Vitter's algorithm R (1985). Memory: ``PIECES`` matrices d x d of float64 and ``keep`` rows of float32.
+    Raises ValueError if there is no row.
     """
     numbers = np.random.default_rng(seed)
     pieces: list[Moments] | None = None
@@ -185,9 +186,9 @@ class Cmmd(NamedTuple):
 
 
 def cmmd(one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"]) -> Cmmd:
-    """MMD^2 of directions of CLIP embeddings with ``exp(-|x - y|^2 / (2 sigma^2))``, times 1000 (Jayasumana et al. 2024).
+    """MMD^2 of directions of CLIP embeddings with ``exp(-|x - y|^2 / (2 sigma^2))``, times 1000.
 
-    Rows are scaled to length one, sigma is 10. Published is the mean over all pairs, an embedding with itself among
+    Jayasumana et al. (2024). Rows are scaled to length one, sigma is 10. Published is the mean over all pairs, an embedding with itself among
     them; unbiased leaves those out (Gretton et al. 2012, eq. 3), and may fall below zero. The error is the first-order
     one of a two-sample U-statistic; where both sets are of one distribution it is too large. Needs two rows each, else
     nan.
@@ -221,9 +222,9 @@ def _far(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.n
 def clip_score(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"], prompt: Int[np.ndarray, " n"]
 ) -> geneval.Mean:
-    """``100 max(cos, 0)`` of each picture and its text (Hessel et al. 2021), the mean and its error clustered by prompt.
+    """The mean of ``100 max(cos, 0)`` of each picture and its text, its error clustered by prompt.
 
-    Rows of ``texts`` are of the pictures, a text over and over where it has several; ``prompt`` is its index.
+    Hessel et al. (2021), as torchmetrics scales it. Rows of ``texts`` are of the pictures, a text over and over where it has several; ``prompt`` is its index.
     """
     x, y = (np.asarray(rows, np.float64) for rows in (images, texts))
     cosine = np.sum(x * y, axis=1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
