@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import linalg, stats
 
-from sd3_jax.evaluation import distances
+from sd3_jax.evaluation import distances, geneval
 from sd3_jax.evaluation.distances import gather
 
 RNG = np.random.default_rng(0)
@@ -196,7 +196,9 @@ def test_cmmds_error_is_its_deviation_and_it_has_no_bias():
 def test_clip_score_is_a_mean_of_clipped_cosines_clustered_by_prompt():
     images = np.array([[2.0, 0], [0, 3], [-1, 0], [3, 4]], np.float32)
     texts = np.array([[1.0, 0], [1, 0], [1, 0], [1, 0]], np.float32)
-    found = distances.clip_score(images, texts, np.array([0, 0, 1, 1]))
+    each = distances.clip_scores(images, texts)
+    assert each == pytest.approx([100, 0, 0, 60])
+    found = geneval.clustered_mean(each, np.array([0, 0, 1, 1]))
     assert found.value == pytest.approx((100 + 0 + 0 + 60) / 4)
     sums = np.array([100 - 80, 60 - 80])
     assert found.se == pytest.approx(math.sqrt(2 * float(sums @ sums)) / 4)

@@ -15,6 +15,7 @@ import sd3_jax
 from sd3_jax.cli import (
     autoencoding,
     converting,
+    distance,
     emoji,
     figures,
     flows,
@@ -41,6 +42,7 @@ COMMANDS = (
     flows.formulations,
     pictures.sample,
     pictures.evaluate,
+    distance.distance,
     voting.vote,
     voting.votes,
     converting.convert,

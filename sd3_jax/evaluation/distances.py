@@ -1,4 +1,4 @@
-"""How far two sets of pictures are apart, from their features alone: Frechet, KID, CMMD; and how a text fits: CLIP.
+"""How far two sets of pictures are apart, from their features alone: Frechet, KID, CMMD; and CLIP scores.
 
 Features come in batches and are gathered once, in memory that does not grow with the number of pictures. Distances of
 few pictures are biased unless said otherwise; each is named by its estimator, and its numbers go beside it.
@@ -10,9 +10,9 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from sd3_jax.evaluation import fidelity, geneval
+from sd3_jax.evaluation import fidelity
 from sd3_jax.evaluation.fidelity import Moments, frechet
 
 PIECES = 4  # of a set, by lot: what the extrapolation compares
@@ -188,10 +188,10 @@ class Cmmd(NamedTuple):
 def cmmd(one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"]) -> Cmmd:
     """MMD^2 of directions of CLIP embeddings with ``exp(-|x - y|^2 / (2 sigma^2))``, times 1000.
 
-    Jayasumana et al. (2024). Rows are scaled to length one, sigma is 10. Published is the mean over all pairs, an embedding with itself among
-    them; unbiased leaves those out (Gretton et al. 2012, eq. 3), and may fall below zero. The error is the first-order
-    one of a two-sample U-statistic; where both sets are of one distribution it is too large. Needs two rows each, else
-    nan.
+    Jayasumana et al. (2024). Rows are scaled to length one, sigma is 10. Published is the mean over all pairs, an
+    embedding with itself among them; unbiased leaves those out (Gretton et al. 2012, eq. 3), and may fall below zero.
+    The error is the first-order one of a two-sample U-statistic; where both sets are of one distribution it is too
+    large. Needs two rows each, else nan.
     """
     x, y = (np.asarray(rows, np.float64) for rows in (one, other))
     x, y = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (x, y))
@@ -199,7 +199,7 @@ def cmmd(one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"]) -> Cmmd
     if min(n, m) < 2:
         return Cmmd(math.nan, math.nan, math.nan)
     # 1 - k, so that what is left of nearly equal numbers keeps its digits
-    xx, yy, xy, yx = (_far(*pair) for pair in ((x, x), (y, y), (x, y), (y, x)))
+    (xx, _), (yy, _), (xy, yx) = (_far(*pair) for pair in ((x, x), (y, y), (x, y)))
     published = 2 * xy.mean() / m - xx.mean() / n - yy.mean() / m
     own_x, own_y, cross_x, cross_y = xx / (n - 1), yy / (m - 1), xy / m, yx / n
     each = [2 * (cross - own) for cross, own in ((cross_x, own_x), (cross_y, own_y))]
@@ -208,24 +208,27 @@ def cmmd(one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"]) -> Cmmd
     return Cmmd(SCALE * float(published), SCALE * float(unbiased), SCALE * math.sqrt(variance))
 
 
-def _far(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " n"]:
-    """Of each x the sum over all y of ``1 - k(x, y)``, rows being of length one; exactly none of a row with itself."""
-    sums = np.empty(len(x))
+def _far(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """Of each x the sum over all y of ``1 - k(x, y)``, and of each y that over all x; rows are of length one."""
+    sums, others = np.empty(len(x)), np.zeros(len(y))
     for i in range(0, len(x), _BLOCK):
         apart = np.maximum(2 - 2 * (x[i : i + _BLOCK] @ y.T), 0)
-        if x is y:
+        if x is y:  # a row is at no distance from itself, rounding or not
             apart[np.arange(len(apart)), np.arange(i, i + len(apart))] = 0
-        sums[i : i + _BLOCK] = -np.expm1(-apart / (2 * SIGMA**2)).sum(axis=1)
-    return sums
+        apart /= -2 * SIGMA**2
+        far = np.negative(np.expm1(apart, out=apart), out=apart)
+        sums[i : i + _BLOCK] = far.sum(axis=1)
+        others += far.sum(axis=0)
+    return sums, others
 
 
-def clip_score(
-    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"], prompt: Int[np.ndarray, " n"]
-) -> geneval.Mean:
-    """The mean of ``100 max(cos, 0)`` of each picture and its text, its error clustered by prompt.
+def clip_scores(images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """``100 max(cos, 0)`` of each picture's embedding and its text's (Hessel et al. 2021, as torchmetrics scales it).
 
-    Hessel et al. (2021), as torchmetrics scales it. Rows of ``texts`` are of the pictures, a text over and over where it has several; ``prompt`` is its index.
+    The score of a set is their mean, the pictures of a prompt one cluster: :func:`geneval.clustered_mean`.
     """
     x, y = (np.asarray(rows, np.float64) for rows in (images, texts))
-    cosine = np.sum(x * y, axis=1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
-    return geneval.clustered_mean(100 * np.maximum(cosine, 0), np.asarray(prompt))
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return 100 * np.maximum(np.sum(x * y, axis=1) / np.maximum(lengths, 1e-12), 0)
