@@ -18,14 +18,15 @@ from sd3_jax.errors import UserError
 
 SIDE = 32  # pixels of the thumbnails that are described
 WAVES = (8, 4, 4)  # of brightness and the two colours: the lowest cosines, as many on a side
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # at which duplicates are counted
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)  # at which duplicates are counted
 TO_CLUSTER = 1000  # pictures, roughly
 MOST_CLUSTERS = 16_000  # the paper's
+_ROUNDING = 1e-6  # by which the cosine of equal descriptors may miss 1
 _RIDGE = 0.03  # of the mean variance: directions in which hardly any picture varies are not blown up
 
 
 class Pairs(NamedTuple):
-    """Similar pictures: the first comes before the second in the set."""
+    """Similar pictures: the first comes before the second in the set, and the pairs are in the order of the first."""
 
     first: Int[np.ndarray, " p"]
     second: Int[np.ndarray, " p"]
@@ -72,7 +73,7 @@ def find_pairs(unit: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], le
     for own in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
         index = faiss.IndexFlatIP(unit.shape[1])
         index.add(unit[own])
-        limits, similarity, other = index.range_search(unit[own], least - 1e-6)
+        limits, similarity, other = index.range_search(unit[own], least - _ROUNDING)
         one = np.repeat(np.arange(len(own)), np.diff(limits).astype(int))
         keep = own[one] < own[other]
         found.append(np.stack([own[one[keep]], own[other[keep]], similarity[keep]], axis=1, dtype=np.float64))
@@ -88,16 +89,13 @@ def mark(count: int, pairs: Pairs, threshold: float) -> Int[np.ndarray, " n"]:
     is marked marks none, so that a chain of small changes is not followed to its end.
     """
     of = np.full(count, -1)
-    near = pairs.similarity >= threshold
-    neighbours: dict[int, list[int]] = {}
-    for one, other in zip(pairs.first[near].tolist(), pairs.second[near].tolist(), strict=True):
-        neighbours.setdefault(one, []).append(other)
-        neighbours.setdefault(other, []).append(one)
-    for one in sorted(neighbours):
-        if of[one] < 0:
-            for other in neighbours[one]:
-                if of[other] < 0 and other > one:
-                    of[other] = one
+    near = pairs.similarity >= threshold - _ROUNDING
+    first, second = pairs.first[near], pairs.second[near]
+    starts = np.flatnonzero(np.diff(first, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(first)], strict=False):
+        if of[first[start]] < 0:  # and so no neighbour before it is kept: only later ones are left to mark
+            later = second[start:end]
+            of[later[of[later] < 0]] = first[start]
     return of
 
 
