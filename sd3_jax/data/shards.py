@@ -5,6 +5,7 @@ held to the manifest's counts, and :func:`salvage` reads what is left of one.
 """
 
 import errno
+import itertools
 import os
 import threading
 import zlib
@@ -76,7 +77,7 @@ class Records(Sequence[bytes]):
 
     def __init__(self, folder: Path, shards: Sequence[Shard]):
         self._folder, self._shards = folder, tuple(shards)
-        self._starts = [sum(shard.examples for shard in shards[:i]) for i in range(len(shards) + 1)]
+        self._starts = [0, *itertools.accumulate(shard.examples for shard in shards)]
         self._open: dict[int, _Reader] = {}
         self._lock = threading.Lock()
 
