@@ -15,8 +15,9 @@ import pandas as pd
 from analysis import published
 from analysis.association import MIN_POINTS, correlations, permutation_test
 from analysis.ranking import LEVEL, rank
-from analysis.study import group_of, one_model, points, usual
+from analysis.study import group_of, one_model, points, settings_of, usual
 from sd3_jax import records
+from sd3_jax.protocols import PROTOCOLS
 
 STEPS = 25  # of Table 2
 SIGNIFICANT = 0.05
@@ -37,6 +38,9 @@ class Column(NamedTuple):
 def table1(study: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
     """Global rank of every formulation, best first: over all settings, and at the fewest and the most sampler steps.
 
+    The settings are the study's own (``table1`` of :mod:`sd3_jax.protocols`), where any was evaluated; notes say which
+    are lacking, and what else is left out.
+
     Columns: formulation, group; all, low and high (80 % interval, of pictures' errors and seeds), fewest and most
     (at one guidance, the paper's 5 where there are several step counts), best and worst rank in a setting, seeds,
     seed_low and seed_high (mean rank with one training seed alone); paper, paper_fewest, paper_most (at 5 and 50).
@@ -44,9 +48,10 @@ def table1(study: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
     Raises UserError for fewer than two formulations, several models, or if none has all settings.
     """
     notes = [*study.attrs["notes"], *one_model(study)]
-    scored = points(study)
+    scored, others = settings_of(points(study), "table1")
     ranking = rank(scored, resamples)
     settings = ranking.settings
+    notes += [*others, *_lacking(settings)]
     kept, unlike = usual(settings)
     counts = sorted(kept["steps"].unique())
     ends = {"fewest": counts[0], "most": counts[-1]}
@@ -62,7 +67,7 @@ def table1(study: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
             "high": high,
         }
     )
-    alike = ["sampler", "guidance", "shift", "grid"]
+    alike = ["sampler", "guidance"]
     same = settings[alike].eq(kept[alike].iloc[0]).all(axis=1)
     for column, steps in ends.items():
         frame[column] = ranking.mean((same & settings["steps"].eq(steps)).to_numpy())
@@ -96,6 +101,17 @@ def table1(study: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
     if len(counts) > 1:
         title += f"; step columns at guidance {guidance:g}, {str(sampler).capitalize()}"
     return finish(frame, "1", title, columns, pairs, [*notes, *ranking.notes])
+
+
+def _lacking(settings: pd.DataFrame) -> list[str]:
+    """Notes on data sets that do not have all of Table 1's settings."""
+    number = len(PROTOCOLS["table1"].samplers) * len(PROTOCOLS["table1"].weights)
+    counts = settings.groupby("data_set").size()
+    return [
+        f"of Table 1's {number} settings {label} has {count}: ranks are over those alone."
+        for label, count in counts.items()
+        if count < number
+    ]
 
 
 def table2(study: pd.DataFrame) -> pd.DataFrame:

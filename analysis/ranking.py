@@ -5,15 +5,14 @@ Within a setting: those that no other beats (as high a score and as low a distan
 settings. Only the order of values in a setting matters, so any two scores may be used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from analysis.study import SAMPLER
+from analysis.study import SAMPLER, in_words
 from sd3_jax.errors import UserError
 
 LEVEL = 0.80  # of the intervals of mean ranks
@@ -111,7 +110,7 @@ def _complete(points: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     keys, notes = ["data_set", *SAMPLER], []
     finite = np.isfinite(points[list(SIDES)].to_numpy(float)).all(axis=1)
     named = points.loc[finite].copy()
-    named["setting"] = [_words(row) for row in named[keys].to_dict(orient="records")]
+    named["setting"] = [in_words(row) for row in named[keys].to_dict(orient="records")]
     has = pd.crosstab(named["formulation"], named["setting"]) > 0
     rare = list(has.columns[has.mean() <= 0.5]) if len(has) > 1 else []
     if rare:
@@ -126,13 +125,6 @@ def _complete(points: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if not kept.any():
         raise UserError("no formulation was evaluated in all settings: evaluate those that are missing")
     return named[kept].drop(columns="setting"), notes
-
-
-def _words(row: Mapping[Any, Any]) -> str:
-    shift = f", shift {row['shift']:g}" if row["shift"] != 1 else ""
-    shift += f", {row['grid']} grid" if row["grid"] != "uniform" else ""
-    sampler = f"{row['steps']} {row['sampler']} steps, guidance {row['guidance']:g}{shift}"
-    return f"{row['data_set']}, {sampler}, {row['weights']}"
 
 
 def _drawn(

@@ -40,7 +40,7 @@ def table6(study: pd.DataFrame) -> pd.DataFrame:
 
     Raises UserError for a single number of sampler steps.
     """
-    kept, notes = usual(study)
+    kept, notes = usual(study, "table6")
     own = kept[kept["name"] == study.attrs["up"]]
     counts = sorted(int(steps) for steps in own["steps"].unique())
     if len(counts) < 2:

@@ -20,6 +20,7 @@ from analysis.scores import OVERALL, RATER, SETTING, commonest, of_tasks, only_s
 from sd3_jax import formulations
 from sd3_jax.config import DataConfig, RunConfig
 from sd3_jax.errors import UserError
+from sd3_jax.protocols import PROTOCOLS
 
 UP = "scene-geneval-soft"  # for the paper's CLIP score: how well pictures show what the caption says
 DOWN = "scene-frechet"  # for its FID
@@ -196,18 +197,60 @@ def points(study: pd.DataFrame) -> pd.DataFrame:
     return table.assign(up_parts=pd.Series([parts.get(key) for key in named], dtype=object))
 
 
-def usual(study: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def settings_of(points: pd.DataFrame, study: str) -> tuple[pd.DataFrame, list[str]]:
+    """The rows drawn in the settings of one of :data:`sd3_jax.protocols.PROTOCOLS`, and a note on what is left out.
+
+    Of each data set those of one shift and grid of times: of which there are most, the study's own grid before others.
+    All rows, and a note that says which, if there are none.
+    """
+    protocol, title = PROTOCOLS[study], study.replace("table", "Table ")
+    wanted = {(PAPERS[0], *sampler, weights) for sampler in protocol.samplers for weights in protocol.weights}
+    named = points[["sampler", "steps", "guidance", "weights"]].itertuples(index=False, name=None)
+    kept = points[[key in wanted for key in named]]
+    if kept.empty:
+        return points, [f"none of {title}'s settings was evaluated: these are {_settings_in_words(points)}."]
+    ways: Any = (
+        kept.drop_duplicates(["formulation", "data_set", *SAMPLER]).groupby(["data_set", "shift", "grid"]).size()
+    )
+    best: dict[Any, Any] = {}
+    for way in sorted(ways.index, key=lambda way: (ways[way], way[2] == protocol.grid, -abs(way[1] - 1))):
+        best[way[0]] = way  # the last is the best
+    kept = kept[[way == best[way[0]] for way in kept[["data_set", "shift", "grid"]].itertuples(index=False, name=None)]]
+    others = points.drop(kept.index)
+    if others.empty:
+        return kept, []
+    return kept, [f"left out, as they are not among {title}'s settings: {_settings_in_words(others)}."]
+
+
+def in_words(setting: Mapping[Any, Any]) -> str:
+    """A data set and how the sampler drew."""
+    shift = f", shift {setting['shift']:g}" if setting["shift"] != 1 else ""
+    shift += f", {setting['grid']} grid" if setting["grid"] != "uniform" else ""
+    sampler = f"{setting['steps']} {setting['sampler']} steps, guidance {setting['guidance']:g}{shift}"
+    return f"{setting['data_set']}, {sampler}, {setting['weights']}"
+
+
+def _settings_in_words(points: pd.DataFrame) -> str:
+    keys = ["data_set", *SAMPLER]
+    said = [in_words(row) for row in points[keys].drop_duplicates().sort_values(keys).to_dict(orient="records")]
+    return "; ".join(said) if len(said) <= 3 else f"{'; '.join(said[:2])} and {len(said) - 2} more"
+
+
+def usual(study: pd.DataFrame, of: str = "table1") -> tuple[pd.DataFrame, list[str]]:
     """The rows of one sampler, guidance, shift, grid and kind of weights: the paper's, if of several step counts.
 
-    That is Euler's method at guidance 5 and averaged weights; else what most rows have.
+    That is Euler's method at guidance 5 and averaged weights; else what most rows have. Of several shifts and grids
+    that which has most of the numbers of steps that the protocol ``of`` has at guidance 5.
     """
     keys = ["sampler", "guidance", "shift", "grid", "weights"]
-    counts: Any = study.groupby(keys)["steps"].agg(["nunique", "size"])
+    own = {steps for steps, guidance in PROTOCOLS[of].samplers if guidance == PAPERS[1]}
+    counts: Any = study.groupby(keys)["steps"].agg([set, "size"])
 
-    def order(key: Any) -> tuple[bool, bool, bool, bool, int]:
+    def order(key: Any) -> tuple[bool, bool, bool, bool, int, int]:
         sampler, guidance, _, _, weights = key
-        single = int(counts.loc[key, "nunique"]) == 1
-        return not single, weights == "ema", sampler == PAPERS[0], guidance == PAPERS[1], int(counts.loc[key, "size"])
+        steps, size = counts.loc[key]
+        paper = weights == "ema", sampler == PAPERS[0], guidance == PAPERS[1]
+        return len(steps) > 1, *paper, len(own & steps), int(size)
 
     best: Any = max(counts.index, key=order)
     kept = study[(study[keys] == pd.Series(dict(zip(keys, best, strict=True)))).all(axis=1)]

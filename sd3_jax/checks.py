@@ -34,6 +34,8 @@ def _check_flow(flow: FlowConfig) -> None:
     if flow.path == "edm" and "velocity" in (flow.prediction, flow.weight):
         raise UserError("flow.path: edm's own velocity has no bound; predict, and weigh by, one of F, v, eps")
     said = {
+        "mean": ("density", "logit-normal", flow.density),
+        "scale": ("density", "logit-normal", flow.density),
         "mode_scale": ("density", "mode", flow.density),
         "log_sigma_mean": ("path", "edm", flow.path),
         "log_sigma_scale": ("path", "edm", flow.path),

@@ -9,12 +9,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sd3_jax import records
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import conditioning, generate, geneval, judged, likeness, prompts, truth
 from sd3_jax.evaluation.generate import Report, Sampler
+from sd3_jax.protocols import PROTOCOLS
 from sd3_jax.training import sharding
 
 
@@ -27,13 +28,6 @@ class Request:
     sampler: Sampler = field(default_factory=Sampler)
 
 
-# Settings of the paper's studies: (steps, guidance) of Euler's method, and which weights.
-PROTOCOLS: dict[str, tuple[tuple[tuple[int, float], ...], tuple[Literal["ema", "raw"], ...]]] = {
-    "table1": (((50, 1.0), (50, 2.5), (50, 5.0), (5, 5.0), (10, 5.0), (25, 5.0)), ("ema", "raw")),
-    "table6": (((5, 5.0), (10, 5.0), (20, 5.0), (50, 5.0)), ("ema",)),
-}
-
-
 def protocol(name: str, request: Request) -> list[Request]:
     """What one of the paper's studies draws; shift, seed and prompts as in ``request``.
 
@@ -42,12 +36,12 @@ def protocol(name: str, request: Request) -> list[Request]:
     """
     if name not in PROTOCOLS:
         raise UserError(f"--protocol: {name!r} is not one of {', '.join(PROTOCOLS)}")
-    settings, weights = PROTOCOLS[name]
-    grid = "own" if name == "table1" else request.sampler.grid
+    study = PROTOCOLS[name]
+    alike = replace(request.sampler, grid=study.grid or request.sampler.grid, method="euler")
     samplers = [
-        replace(request.sampler, steps=steps, guidance=guidance, weights=one, grid=grid, method="euler")
-        for one in weights
-        for steps, guidance in settings
+        replace(alike, steps=steps, guidance=guidance, weights=weights)
+        for weights in study.weights
+        for steps, guidance in study.samplers
     ]
     return [replace(request, sampler=sampler) for sampler in samplers]
 

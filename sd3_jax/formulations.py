@@ -2,7 +2,7 @@
 
 A name says the path, the prediction and the density of t: ``rf/lognorm(0.00, 1.00)`` draws t of a rectified flow
 logit-normally with m = 0 and s = 1, ``eps/linear`` predicts the noise on LDM's schedule, ``edm(-1.20, 1.20)`` is EDM
-with P_m and P_s. Numbers are written with two decimals.
+with P_m and P_s. Numbers are written with two decimals, with more where those would be another number's.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def parse(name: str) -> dict[str, Any]:
     >>> parse("rf/mode(1.29)")["mode_scale"]
     1.2916666666666665
     """
-    name = name.strip()
+    name = name.strip().replace("\N{MINUS SIGN}", "-")
     known = _members().get(re.sub(r"\s+", "", name))
     return _fields(known or _flow(name))
 
@@ -195,5 +195,7 @@ def _inside(name: str, letter: str, value: float, kind: type, key: str) -> float
 
 
 def _two(value: float) -> str:
-    """Two decimals, and no negative zero."""
-    return f"{value + 0.0:.2f}".replace("-0.00", "0.00")
+    """Two decimals, no negative zero; more where those are of another number, and it is no member's."""
+    value += 0.0
+    text = f"{value:.2f}"
+    return text if value in MODES or abs(float(text) - value) < 1e-9 else f"{value:.6g}"

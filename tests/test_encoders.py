@@ -186,7 +186,7 @@ def test_what_a_caption_becomes_does_not_depend_on_its_company(parts: list) -> N
         together = part.encode(PROMPTS)
         for i, prompt in enumerate(PROMPTS):
             for one, all_ in zip(part.encode([prompt]), together, strict=True):
-                np.testing.assert_allclose(one[0], all_[i], atol=1e-6)
+                np.testing.assert_array_equal(one[0], all_[i])
         again = part.encode(PROMPTS)
         for one, other in zip(together, again, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -242,6 +242,68 @@ def test_a_model_of_sentences_masks_its_padding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parity
+def test_a_model_of_sentences_may_lack_the_pooler_that_nothing_reads(tmp_path: Path) -> None:
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    config = transformers.BertConfig(vocab_size=len(words), hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
+                                     intermediate_size=32, max_position_embeddings=32)  # fmt: skip
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    assert frozen.load_text(f"sentence={tmp_path}").part.tokens == 32
+
+
+@pytest.mark.parity
+def test_a_whole_clip_gives_its_large_model_unprojected_and_its_giant_one_projected_and_padded_with_zeros(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+
+    shutil.copytree(pipeline / "tokenizer", tmp_path / "clip")  # which pads with the end token
+    text = transformers.CLIPTextConfig.from_pretrained(pipeline / "text_encoder").to_dict()
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+              "image_size": 32, "patch_size": 16}  # fmt: skip
+    net = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)
+    ).eval()
+    randomise(torch, net)
+    net.save_pretrained(tmp_path / "clip")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path / "clip")
+    ids = tokenizer(PROMPTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    after = (ids == tokenizer.eos_token_id).cumsum(1) - (ids == tokenizer.eos_token_id).long() > 0
+    for name, asked in (("clip-l", ids), ("clip-g", ids.masked_fill(after, 0))):
+        encoder = frozen.load_text(f"{name}={tmp_path / 'clip'}")
+        with torch.no_grad():
+            given = net.text_model(asked, output_hidden_states=True)
+            vector = given.pooler_output if name == "clip-l" else net.text_projection(given.pooler_output)
+        states, pooled = encoder.encode(PROMPTS)
+        np.testing.assert_allclose(states, given.hidden_states[-2], atol=1e-5)
+        np.testing.assert_allclose(pooled, vector, atol=1e-5)
+        assert encoder.part.pooled == pooled.shape[1] == {"clip-l": 32, "clip-g": 20}[name]
+
+
+@pytest.mark.parity
+def test_t5_without_a_tokenizer_json_reads_its_pieces_as_sentencepiece_does(pipeline: Path, tmp_path: Path) -> None:
+    import sentencepiece
+    import torch
+    import transformers
+
+    shutil.copytree(pipeline / "text_encoder_3", tmp_path / "t5")
+    shutil.copy(pipeline / "tokenizer_3" / "spiece.model", tmp_path / "t5")
+    encoder = frozen.load_text(f"t5={tmp_path / 't5'}")
+    assert encoder.part.tokenizer.startswith("spiece.model ")
+    pieces = sentencepiece.SentencePieceProcessor(str(tmp_path / "t5" / "spiece.model"))
+    hard = [*PROMPTS, "two  spaces and ｗｉｄｅ letters ½", "a\ttab\nand a line"]
+    ids = torch.tensor([([*pieces.encode(text)[:76], 1] + [0] * 77)[:77] for text in hard])
+    net = transformers.T5EncoderModel.from_pretrained(tmp_path / "t5").eval()
+    with torch.no_grad():
+        states = net(ids)[0].numpy()
+    np.testing.assert_allclose(encoder.encode(hard)[0], states, atol=1e-5)
+
+
+@pytest.mark.parity
 def test_a_set_knows_its_encoders_again_wherever_they_lie_and_no_others(
     pipeline: Path, parts: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +318,9 @@ def test_a_set_knows_its_encoders_again_wherever_they_lie_and_no_others(
     elsewhere = dataclasses.replace(manifest, parts=tuple(lost))
     monkeypatch.setenv("SD3_JAX_ENCODERS", str(moved))
     assert [text.part.digest for text in frozen.texts_of(elsewhere)] == [part.part.digest for part in parts]
+    shutil.copy(pipeline / "tokenizer_2" / "tokenizer.json", moved / "tokenizer" / "tokenizer.json")
+    with pytest.raises(UserError, match="clip-l has another tokenizer"):
+        frozen.texts_of(elsewhere)
     shutil.copy(moved / "text_encoder" / "model.safetensors", moved / "text_encoder" / "saved")
     content = bytearray((moved / "text_encoder" / "model.safetensors").read_bytes())
     content[-1] ^= 1

@@ -58,6 +58,18 @@ def test_numbers_that_are_none_of_the_61_are_taken_as_they_are() -> None:
     assert formulations.parse("rf/lognorm(0.1, 0.7)")["mean"] == 0.1
     assert formulations.parse("edm(-0.4, 1.0)")["log_sigma_mean"] == -0.4
     assert formulations.parse("rf/mode(1.3)")["mode_scale"] == 1.3
+    assert formulations.parse("edm(\u22121.20, 1.20)") == formulations.parse("edm(-1.20, 1.20)")  # as a PDF has it
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rf/mode(1.751)", "rf/mode(1.7519)", "rf/lognorm(-0.004, 1.00)", "rf/lognorm(0.00, 0.001)", "edm(1e-05, 0.60)"],
+)
+def test_numbers_that_two_decimals_do_not_say_are_said_in_full(name: str) -> None:
+    """Else a run would be taken for another seed of the member that it rounds to."""
+    flow = FlowConfig(**formulations.parse(name))
+    assert formulations.name_of(flow) == name
+    assert name not in ALL
 
 
 def test_diffusers_names_where_they_mean_the_same() -> None:
@@ -109,6 +121,8 @@ def test_cells_are_named_after_their_formulations() -> None:
         ({"flow.path": "edm"}, "edm's own velocity has no bound"),
         ({"flow.mode_scale": 1.0}, "flow.mode_scale: 1 is of flow.density mode, and it is logit-normal"),
         ({"flow.log_sigma_scale": 1.0}, "is of flow.path edm, and it is rf"),
+        ({"flow": "rf/cosmap", "flow.mean": 1.0}, "flow.mean: 1 is of flow.density logit-normal, and it is cosmap"),
+        ({"flow.density": "mode", "flow.scale": 2.0}, "flow.scale: 2 is of flow.density logit-normal, and it is mode"),
         ({"flow.data_scale": 1.0}, "is of flow.prediction F, and it is velocity"),
         ({"flow.density": "mode", "flow.mode_scale": 1.76}, "flow.mode_scale: 1.76 is out of range"),
         ({"flow": "rf/mode(2)"}, "s = 2 is out of range"),

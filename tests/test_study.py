@@ -108,6 +108,62 @@ def test_table_1_is_the_mean_front_over_the_24_settings(root, study):
     assert table.attrs["sentences"][0].startswith("rank: no agreement with the paper is established (Spearman's rho")
 
 
+def also(root, runs=slice(None), **changes):
+    """Of some runs every score after 10 steps once more, as if it had been drawn in another setting."""
+    for run_dir in records.find_runs(root)[runs]:
+        path = run_dir / "evals.jsonl"
+        rows = records.read_rows(path)[0]
+        again = [row | changes for row in rows if (row["steps"], row["weights"]) == (10, "ema")]
+        records.write_rows(path, [*rows, *again])
+
+
+def test_table_1_ranks_over_its_own_settings_alone(tmp_path):
+    root = write_study(tmp_path, names=DOZEN[:4], data_sets=("grid",))
+    plain = analysis.table1(analysis.load_study(root), resamples=10)
+    # What evaluate draws unasked, and what Table 6 takes besides; twice over on a grid of another kind.
+    for changes in ({"steps": 25, "guidance": 3.0}, {"steps": 20}, {"grid": "own"}, {"grid": "own", "steps": 5}):
+        also(root, **changes)
+    table = analysis.table1(analysis.load_study(root), resamples=10)
+    assert "mean over 12 settings of 1 data set" in table.attrs["title"]
+    numbers = ["formulation", "all", "low", "high", "fewest", "most"]
+    pd.testing.assert_frame_equal(table[numbers], plain[numbers])
+    told = [note for note in table.attrs["notes"] if note not in plain.attrs["notes"]]
+    assert told == [
+        "left out, as they are not among Table 1's settings: scenes, 5 euler steps, guidance 5, own grid, ema; scenes, "
+        "10 euler steps, guidance 5, own grid, ema and 2 more."
+    ]
+
+
+def test_table_1_says_which_settings_it_lacks_and_what_it_used_in_their_place(tmp_path):
+    root = write_study(tmp_path, names=DOZEN[:3], data_sets=("grid",))
+    few = analysis.table1(analysis.load_study(root, setting={"steps": 50, "weights": "ema"}), resamples=10)
+    assert any(note.startswith("of Table 1's 12 settings scenes has 3:") for note in few.attrs["notes"])
+    for run_dir in records.find_runs(root):
+        path = run_dir / "evals.jsonl"
+        records.write_rows(path, [row | {"guidance": 3.0} for row in records.read_rows(path)[0] if row["steps"] == 25])
+    none = analysis.table1(analysis.load_study(root), resamples=10)
+    words = "none of Table 1's settings was evaluated: these are scenes, 25 euler steps, guidance 3, ema; scenes, 25"
+    assert any(note.startswith(words) for note in none.attrs["notes"])
+    assert "mean over 2 settings" in none.attrs["title"]
+
+
+def test_few_steps_alone_elsewhere_do_not_change_the_grid_of_table_2_or_6(tmp_path):
+    """Table 6's four on the uniform grid beside Table 1's on the formulation's own: each takes its own."""
+    root = write_study(tmp_path, names=DOZEN[:2], data_sets=("grid",))
+    for run_dir in records.find_runs(root):
+        path = run_dir / "evals.jsonl"
+        rows = records.read_rows(path)[0]
+        twenty = [row | {"steps": 20 if row["steps"] == 25 else row["steps"]} for row in rows]
+        six = [row for row in twenty if row["guidance"] == 5 and row["weights"] == "ema"]
+        records.write_rows(path, [*(row | {"grid": "own"} for row in rows), *six])
+    study = analysis.load_study(root)
+    assert "after 25 Euler steps" in analysis.table2(study).attrs["title"]
+    assert {"loss_5", "loss_10", "loss_20"} <= set(analysis.table6(study).columns)
+    assert "loss_25" not in analysis.table6(study).columns
+    assert analysis.figure3(study).numbers["setting"]["grid"] == "own"
+    assert "12 settings" in analysis.table1(study, resamples=10).attrs["title"]
+
+
 def test_an_order_like_the_papers_is_told(study):
     x = [rank.all for rank in published.TABLE_1.values()]
     assert paper_tables.agreement("rank", x, np.sqrt(x)).startswith(

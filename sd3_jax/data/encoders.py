@@ -143,9 +143,11 @@ def text(name: str, source: str, length: int | None, running: Running) -> TextEn
 
 # --- the text encoders ------------------------------------------------------------------------------------------
 def _clip(library: Any, folder: Path, name: str, device: Any, dtype: Any) -> _Text:
-    projected = name == "clip-g" or "CLIPTextModelWithProjection" in _config(folder).get("architectures", ())
+    projected = name == "clip-g" or "CLIPTextModelWithProjection" in (_config(folder).get("architectures") or ())
     net = library.CLIPTextModelWithProjection if projected else library.CLIPTextModel
-    net = _load(net, folder, dtype=dtype).to(device).eval()
+    config = _load(library.CLIPTextConfig, folder)
+    config.projection_dim = _config(folder).get("projection_dim", config.projection_dim)  # that of the whole CLIP
+    net = _load(net, folder, dtype=dtype, config=config).to(device).eval()
 
     def run(ids: Any, mask: Any) -> tuple[Any, Any]:
         given = net(ids, output_hidden_states=True)
@@ -168,7 +170,7 @@ def _t5(library: Any, folder: Path, name: str, device: Any, dtype: Any) -> _Text
 
 
 def _sentence(library: Any, folder: Path, name: str, device: Any, dtype: Any) -> _Text:
-    net = _load(library.AutoModel, folder, dtype=dtype, trust_remote_code=False).to(device).eval()
+    net = _load(library.AutoModel, folder, unused="pooler.", dtype=dtype, trust_remote_code=False).to(device).eval()
 
     def run(ids: Any, mask: Any) -> tuple[Any, Any]:
         states = net(input_ids=ids, attention_mask=mask)[0]
@@ -214,6 +216,7 @@ def _download(source: str, kind: _Kind) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
+    huggingface_hub.logging.set_verbosity_error()  # it tells each attempt; what comes of them is said below
     names = ("config.json", "*.safetensors", "*.safetensors.index.json")
     words = ("tokenizer*.json", "vocab.*", "merges.txt", "spiece.model", "special_tokens_map.json")
     try:
@@ -314,8 +317,11 @@ def _where(torch: Any, running: Running) -> tuple[Any, Any]:
     return device, getattr(torch, running.dtype)
 
 
-def _load(net: Any, folder: Path, **options: Any) -> Any:
-    """``net.from_pretrained(folder)``. Raises UserError, in one line, for whatever the libraries find wrong with it."""
+def _load(net: Any, folder: Path, unused: str = "", **options: Any) -> Any:
+    """``net.from_pretrained(folder)``. Raises UserError, in one line, for whatever the libraries find wrong with it.
+
+    ``unused``: what weights begin with that may lack, since nothing that we read depends on them.
+    """
     weights = "dtype" in options or "torch_dtype" in options
     if weights:
         options |= {"use_safetensors": True, "output_loading_info": True}
@@ -326,7 +332,7 @@ def _load(net: Any, folder: Path, **options: Any) -> Any:
     if not weights:
         return loaded
     made, info = loaded
-    if lacking := sorted(info.get("missing_keys", ())):
+    if lacking := sorted(key for key in info.get("missing_keys", ()) if not (unused and key.startswith(unused))):
         raise UserError(f"{folder}: is no {net.__name__}: its weights lack {lacking[0]} (and {len(lacking) - 1} more)")
     return made
 

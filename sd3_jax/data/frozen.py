@@ -193,6 +193,9 @@ def _moved(source: str) -> str:
 def _check_same(found: Part | Autoencoder, wanted: Part | Autoencoder) -> None:
     if found.digest != wanted.digest:
         raise UserError(f"{found.source}: has other weights ({found.digest}) than the set's ({wanted.digest})")
+    if isinstance(found, Part) and isinstance(wanted, Part) and found.tokenizer != wanted.tokenizer:
+        ours, theirs = found.tokenizer, wanted.tokenizer
+        raise UserError(f"{found.source}: {found.name} has another tokenizer ({ours}) than the set's ({theirs})")
 
 
 def arrange(parts: Sequence[Part]) -> tuple[tuple[Part, ...], int, int, int]:

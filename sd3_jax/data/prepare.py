@@ -52,8 +52,8 @@ def prepare(
 ) -> Manifest | None:
     """Do what is left of a preparation, or of part k of n; the manifest, once all parts are done, and None before.
 
-    ``left_out``: why a picture, by its id, is not wanted. Raises UserError if ``out`` holds something else, and OSError
-    for a disk that is full: what was done stays done.
+    ``left_out``: why a picture is not wanted, by ``sources.place_of``. Raises UserError if ``out`` holds something
+    else, and OSError for a disk that is full: what was done stays done.
     """
     left_out = left_out or {}
     _check(recipe, encoders)
@@ -172,8 +172,8 @@ def _todo(
     places = [place for place in range(count) if _done(out, number, place) is None]
 
     def begin(place: int) -> list[Future[Ready | Skipped]]:
-        own = items[place * PIECE : (place + 1) * PIECE]
-        return [threads.submit(look, item, recipe, left_out.get(item.id, "")) for item in own]
+        own = enumerate(items[place * PIECE : (place + 1) * PIECE], place * PIECE)
+        return [threads.submit(look, item, recipe, left_out.get(sources.place_of(number, i), "")) for i, item in own]
 
     following = begin(places[0]) if places else []
     for place, after in zip(places, [*places[1:], None], strict=True):

@@ -5,13 +5,13 @@ held to the manifest's counts, and :func:`salvage` reads what is left of one.
 """
 
 import errno
-import itertools
 import os
 import threading
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ class Records(Sequence[bytes]):
 
     def __init__(self, folder: Path, shards: Sequence[Shard]):
         self._folder, self._shards = folder, tuple(shards)
-        self._starts = [0, *itertools.accumulate(shard.examples for shard in shards)]
+        self._starts = list(accumulate((shard.examples for shard in shards), initial=0))
         self._open: dict[int, _Reader] = {}
         self._lock = threading.Lock()
 

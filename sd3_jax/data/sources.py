@@ -81,6 +81,15 @@ def read_limit(text: str) -> Limit:
     raise UserError(f"--keep {text!r}: is not of the form column>=number or column<=number, such as aesthetic>=5")
 
 
+def place_of(chunk: int, place: int) -> str:
+    """Where an item stands in a source, which tells it from another of the same id: a table may name a file twice.
+
+    >>> place_of(12, 345)
+    '00012/345'
+    """
+    return f"{chunk:05d}/{place}"
+
+
 class Columns(NamedTuple):
     """Names that a user gives the columns of a table, a dataset or a tar's JSON; empty: the usual ones."""
 
