@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from sd3_jax.cli import main
 from sd3_jax.data import deduplication, duplicates, frozen, pictures, sources
 from sd3_jax.data import prepare as preparing
 from sd3_jax.data.duplicates import Pairs
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import memorisation
+from sd3_jax.evaluation import features, memorisation
 
 RNG = np.random.default_rng(0)
 
@@ -263,3 +264,18 @@ def test_what_is_given_back_again_and_again_is_memorised() -> None:
     assert copied.clique == 6
     assert copied.nearest < memorisation.NEAR < invented.nearest
     assert invented.clique == 1
+
+
+def test_other_features_may_say_what_is_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def embed(images: list[np.ndarray]) -> np.ndarray:
+        return np.stack([image[::32, ::32].astype(np.float32).ravel() - 128 for image in images])
+
+    monkeypatch.setattr(features, "load", lambda spec: features.Extractor(spec, "abc", embed))
+    write_pictures(tmp_path / "p")
+    asked = ("--size", "32", "--autoencoder", "cosine:4x8", "--deduplicate", "0.97", "--descriptor", "clip=folder")
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", str(tmp_path / "p"), str(tmp_path / "set"), *asked])
+    assert ended.value.code == 0
+    said = json.loads((tmp_path / "set" / deduplication.RESULT).read_text())
+    assert said["descriptor"] == "clip abc"
+    assert sorted(name for name, _, _ in said["pairs"]) == ["b03.png", "b08.png"]

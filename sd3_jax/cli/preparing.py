@@ -16,6 +16,7 @@ from sd3_jax.cli.options import JsonOption
 from sd3_jax.errors import RunFailed, Stopped, UserError
 
 if TYPE_CHECKING:
+    from sd3_jax.data.deduplication import Descriptor
     from sd3_jax.data.examples import Manifest
 
 
@@ -48,6 +49,9 @@ def prepare(
         float | None,
         typer.Option(min=0.3, max=1, help="Leave out pictures as similar as this to one before; 0.9 finds copies."),
     ] = None,
+    descriptor: Annotated[
+        str, typer.Option(help="What --deduplicate compares: waves (no network), clip=FOLDER, dinov2=FOLDER.")
+    ] = "waves",
     keep: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN>=N", help="Only pictures with such a number; may be repeated.")
     ] = None,
@@ -80,6 +84,7 @@ def prepare(
         return
     if dtype not in ("float16", "bfloat16", "float32"):
         raise UserError(f"--dtype {dtype}: is not one of float16, bfloat16, float32")
+    compared = _descriptor(descriptor)
     kept = tuple(sources.read_limit(one) for one in keep or ())
     columns = sources.Columns(file_column, caption_column, synthetic_column, keep=kept)
     shapes = tuple(_shape(one) for one in bucket or ())
@@ -107,9 +112,7 @@ def prepare(
 
         own, left_out = _part(part), None
         if deduplicate is not None:
-            twice = deduplication.deduplicate(
-                found, out, deduplicate, least=least, part=own, workers=workers, report=report
-            )
+            twice = deduplication.deduplicate(found, out, deduplicate, compared, least, own, workers, report)
             if twice is None:
                 raise Stopped(f"{out}: part {part} is described; run the same command again once all parts are")
             left_out = twice.left_out
@@ -167,6 +170,21 @@ def _check(out: Path, json_file: str | None) -> None:
         raise RunFailed(f"{out}: {len(wrong)} of its records or files are damaged")
     count, files = sum(shard.examples for shard in manifest.shards), len(manifest.shards)
     terminal.show(f"{out}: {count:,} records in {files:,} files are as they were written", wrong, json_file)
+
+
+def _descriptor(spec: str) -> "Descriptor":
+    """What duplicates are found by. Raises UserError for a name that is none."""
+    from sd3_jax.data import deduplication
+
+    if spec == "waves":
+        return deduplication.WAVES
+    from sd3_jax.evaluation import features
+
+    kind = spec.partition("=")[0]
+    if kind not in ("clip", "dinov2"):
+        raise UserError(f"--descriptor {spec}: is not one of waves, clip=FOLDER, dinov2=FOLDER")
+    found = features.load(spec)
+    return deduplication.by_features(f"{kind} {found.digest}", found.embed)
 
 
 def _shape(text: str) -> tuple[int, int]:

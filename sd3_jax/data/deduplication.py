@@ -13,7 +13,7 @@ described, and read by the others: every part leaves out the same pictures.
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +42,18 @@ class Descriptor(NamedTuple):
 
 
 WAVES = Descriptor("waves-1", duplicates.SIDE, duplicates.describe, whitened=False)
+
+
+def by_features(
+    name: str, embed: Callable[[Sequence[UInt8[np.ndarray, "s s 3"]]], Float[np.ndarray, "b d"]], side: int = 256
+) -> Descriptor:
+    """Pictures are as alike as the cosine of what a network makes of them."""
+
+    def describe(images: UInt8[np.ndarray, "b s s 3"]) -> Float[np.ndarray, "b d"]:
+        vectors = embed(list(images))
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    return Descriptor(name, side, describe, whitened=True)
 
 
 def deduplicate(
