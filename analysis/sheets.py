@@ -113,7 +113,7 @@ def _prompts(folders: list[Path], number: int) -> list[tuple[str, str]]:
     for path in sorted(folders[0].glob("[0-9]*/metadata.jsonl")):
         try:
             metadata = json.loads(path.read_text(encoding="utf-8"))
-            group, text = metadata["tag"] + metadata.get("split", ""), metadata["prompt"]
+            group, text = metadata.get("tag", "") + metadata.get("split", ""), metadata["prompt"]
             text += " (unseen)" if metadata.get("split") == "unseen" else ""
         except (ValueError, KeyError, TypeError):
             continue

@@ -3,6 +3,11 @@
 The set is made by ``sd3-jax emoji pictures/emoji`` and ``sd3-jax prepare pictures/emoji data/emoji --size 64
 --autoencoder cosine:32x8 --text words:16x64``. An image is 8 x 8 tokens of 32 cosines each, so 64 tokens beside 16
 words. Heads are 16 wide, with RMSNorm on queries and keys; the rate goes as 1 / width.
+
+Result of ``sweeps/emoji_cpu.yaml`` (records in ``results/emoji_cpu``): EMA validation loss on held-out concepts 0.483
+(two seeds: 0.4828 and 0.4828), 0.455, 0.422 at depths 3, 4, 5 after 1,000 steps of 64, and a Frechet distance of their
+pictures from those held out of 0.207 (0.221), 0.170, 0.175, where as many pictures that were trained on are at 0.078:
+the loss tells depths apart where the distance no longer does.
 """
 
 import ml_collections

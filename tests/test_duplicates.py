@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +61,8 @@ def planted() -> tuple[np.ndarray, dict[int, tuple[int, str]]]:
 
 def test_planted_copies_are_found_and_no_others(planted) -> None:
     unit, copies = planted
-    found = duplicates.find([str(i) for i in range(len(unit))], unit, 0.6)
+    names = [str(i) for i in range(len(unit))]
+    found = duplicates.find(names, names, unit, 0.6)
     assert set(found.left_out) == {str(i) for i in copies}
     for own, (of, _) in copies.items():
         assert f"is a duplicate of {of} (" in found.left_out[str(own)]
@@ -72,8 +75,11 @@ def test_pairs_are_those_of_brute_force_within_each_cluster(planted) -> None:
     unit, _ = planted
     labels = duplicates.cluster(unit, 5)
     assert set(labels) == set(range(5))
-    pairs = duplicates.find_pairs(unit, labels, 0.2)
-    found = {(int(i), int(j)): s for i, j, s in zip(*pairs, strict=True)}
+    found = {
+        (int(own[i]), int(own[j])): s
+        for own in duplicates.members(labels)
+        for i, j, s in zip(*duplicates.find_pairs(unit[own], 0.2), strict=True)
+    }
     cosine = unit.astype(float) @ unit.T.astype(float)
     inside = labels[:, None] == labels[None]
     for i, j in itertools.combinations(range(len(unit)), 2):
@@ -121,7 +127,8 @@ def test_a_set_is_prepared_without_duplicates_and_says_so(tmp_path: Path, monkey
     assert deduplication.deduplicate(source, out, 0.7, part=(2, 2)) is None  # the other has chunks to describe
     found = deduplication.deduplicate(source, out, 0.7, part=(1, 2))
     assert found is not None
-    assert set(found.left_out) == {"b03.png", "b08.png"}
+    assert found.left_out.keys() == {"00002/4", "00002/5"}
+    assert [own for own, _, _ in found.pairs] == ["b03.png", "b08.png"]
     (out / deduplication.FOLDER / "00000.npz").unlink()
     assert deduplication.deduplicate(source, out, 0.7) == found  # read, not found again
     whole = deduplication.deduplicate(source, tmp_path / "whole", 0.7)
@@ -140,6 +147,55 @@ def test_a_set_is_prepared_without_duplicates_and_says_so(tmp_path: Path, monkey
     }
     with pytest.raises(UserError, match="was begun otherwise .*left out"):
         preparing.prepare(source, out, preparing.Recipe(32), encoders)
+
+
+def test_of_a_file_that_a_table_names_twice_the_first_stays(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "p")
+    table = tmp_path / "p" / "metadata.csv"
+    table.write_text("file_name,caption\n" + "".join(f"a{i % 24:02d}.png,caption {i}\n" for i in range(48)))
+    source, out = sources.find(str(tmp_path / "p")), tmp_path / "set"
+    found = deduplication.deduplicate(source, out, 0.9)
+    assert found is not None
+    encoders = preparing.Encoders(frozen.cosine_codec(4, 8), [frozen.word_encoder(4, 8)])
+    made = preparing.prepare(source, out, preparing.Recipe(32), encoders, left_out=found.left_out)
+    assert made is not None
+    assert (made.count("train"), made.skipped) == (24, 24)
+
+
+def test_no_more_files_are_open_at_once_than_a_process_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "CHUNK", 1)
+    write_pictures(tmp_path / "p", 22)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    there = max(int(name) for name in os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (there + 12, before[1]))
+    try:
+        found = deduplication.deduplicate(sources.find(str(tmp_path / "p")), tmp_path / "set", 0.7)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert found is not None
+    assert len(found.left_out) == 2
+    (tmp_path / "set" / deduplication.RESULT).unlink()
+    (tmp_path / "set" / deduplication.FOLDER / "00003.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"00003\.npz: is not what sd3-jax prepare wrote"):
+        deduplication.deduplicate(sources.find(str(tmp_path / "p")), tmp_path / "set", 0.7)
+
+
+def test_who_goes_depends_on_the_cluster_alone(planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, _ = planted
+    labels = duplicates.cluster(unit, 5)
+    monkeypatch.setattr(duplicates, "cluster", lambda unit: labels)
+    names = [str(i) for i in range(len(unit))]
+    found = duplicates.find(names, names, unit, 0.3)
+    expected = {}
+    for i in range(len(unit)):
+        if str(i) not in expected:
+            for j in np.flatnonzero((unit @ unit[i] >= 0.3) & (labels == labels[i])):
+                if j > i:
+                    expected.setdefault(str(j), str(i))
+    assert {own: of for own, of, _ in found.pairs} == expected
+    assert found.counts["0.3"] == len(expected) > 40
 
 
 def test_tiles_are_compared_one_by_one_and_the_worst_counts() -> None:

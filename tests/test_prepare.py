@@ -238,7 +238,7 @@ def test_a_file_that_is_lost_or_damaged_is_made_again(tmp_path: Path) -> None:
         ({"encoders": ENCODERS._replace(batch=5)}, "batch: 4 -> 5"),
         ({"encoders": ENCODERS._replace(image=frozen.load_codec("cosine:8x8"))}, "'channels': 8"),
         ({"encoders": ENCODERS._replace(texts=[frozen.load_text("words:4x8")])}, "'tokens': 4"),
-        ({"left_out": {"001.png": "is a copy of 000.png"}}, "left out: 0 pictures"),
+        ({"left_out": {"00000/1": "is a copy of 000.png"}}, "left out: 0 pictures"),
         ({"limit": 12}, "25 pictures -> table, 2 chunks"),
     ],
 )
@@ -323,7 +323,7 @@ def test_a_tar_that_wants_to_write_elsewhere_writes_nothing(tmp_path: Path) -> N
 def test_pictures_that_are_not_wanted_are_listed_with_the_reason(tmp_path: Path) -> None:
     folder = pictures_of(tmp_path / "in", 9)
     gone = {"002.png": "is a copy of 001.png", "007.png": "is a copy of 001.png"}
-    run(folder, tmp_path / "out", left_out=gone)
+    run(folder, tmp_path / "out", left_out={sources.place_of(0, int(name[:3])): why for name, why in gone.items()})
     assert skipped(tmp_path / "out") == gone
     assert [e.id for e in read(tmp_path / "out")] == [f"{i:03d}.png" for i in range(9) if f"{i:03d}.png" not in gone]
 

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,17 @@ def test_records_come_back_by_index_over_all_files(tmp_path: Path) -> None:
         records[len(RECORDS)]
     shards.check_sizes(tmp_path, manifest)
     assert [wrong for _, wrong in shards.check(tmp_path, manifest)] == [[], [], []]
+
+
+def test_more_shards_than_a_process_may_open_are_read_by_threads(tmp_path: Path) -> None:
+    records = [f"record {i}".encode() for i in range(2 * shards.OPEN)]
+    manifest = a_set(tmp_path, records, files=len(records))
+    read = shards.Records(tmp_path, manifest.shards)
+    before = len(os.listdir("/proc/self/fd"))
+    order = np.random.RandomState(0).permutation(len(records)).tolist() * 2
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda i: read[i], order)) == [records[i] for i in order]
+    assert len(os.listdir("/proc/self/fd")) <= before + shards.OPEN
 
 
 def test_equal_records_give_equal_bytes_and_nothing_else_is_left(tmp_path: Path) -> None:

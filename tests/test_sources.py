@@ -191,6 +191,22 @@ def test_columns_are_found_by_their_usual_names_or_those_that_are_given(tmp_path
     assert items(path)[0].captions == {"original": "the first"}
 
 
+def test_each_split_of_a_folder_may_have_a_table_of_its_own(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "test")):
+        table(folder_of(tmp_path / split, a="", b=""), "jsonl", [{"file_name": f"{n}.png", "text": n} for n in "ab"])
+        (tmp_path / split / "a.png").write_bytes(png(10 + number))
+    assert find(str(tmp_path)).kind == "table"
+    found = items(tmp_path)
+    assert plain(found) == [
+        ("test/a.png", "a", "validation"),
+        ("test/b.png", "b", "validation"),
+        ("train/a.png", "a", "train"),
+        ("train/b.png", "b", "train"),
+    ]
+    assert [found[0].read(), found[2].read()] == [png(11), png(10)]
+    assert len({chunk.name for chunk in find(str(tmp_path)).chunks}) == 2
+
+
 def test_pictures_of_a_table_may_lie_elsewhere(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", a="")
     path = table(tmp_path, "csv", [{"file": "a.png", "text": "one"}])
@@ -530,3 +546,33 @@ def test_the_first_so_many_are_the_first_of_all(tmp_path: Path, monkeypatch: pyt
         assert [item.id for chunk in source.chunks for item in chunk.items()] == [f"p{i:02d}.png" for i in range(11)][
             :limit
         ]
+
+
+def test_pictures_are_kept_by_numbers_that_a_table_has(tmp_path: Path) -> None:
+    rows = [{"file_name": f"{i}.png", "caption": "c", "aesthetic": i, "nsfw": 0.1 * i} for i in range(8)]
+    rows += [{"file_name": "8.png", "caption": "c"}, {"file_name": "9.png", "caption": "c", "aesthetic": "nan"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keep = tuple(sources.read_limit(text) for text in ("aesthetic>=3", "nsfw <= 0.55"))
+    (chunk,) = sources.find(str(tmp_path), columns=sources.Columns(keep=keep)).chunks
+    said = {}
+    for item in chunk.items():
+        with pytest.raises(Unreadable) as error:  # there are no pictures
+            item.read()
+        said[item.id] = str(error.value)
+    assert [name for name, why in said.items() if why == "is missing"] == ["3.png", "4.png", "5.png"]
+    assert said["2.png"] == "has not aesthetic>=3"
+    assert said["7.png"] == "has not nsfw<=0.55"
+    assert said["8.png"] == said["9.png"] == "has no number aesthetic"
+
+
+@pytest.mark.parametrize("text", ["aesthetic", "aesthetic>5", ">=5", "a>=b", "a>=1e"])
+def test_a_limit_that_is_none_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="--keep .* such as aesthetic>=5"):
+        sources.read_limit(text)
+
+
+def test_a_folder_has_no_numbers_to_keep_pictures_by(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    keep = (sources.read_limit("aesthetic>=3"),)
+    with pytest.raises(UserError, match="--keep aesthetic>=3: a source of kind folder has no columns"):
+        sources.find(str(tmp_path), columns=sources.Columns(keep=keep))

@@ -41,6 +41,7 @@ COMMANDS = (
     flows.formulations,
     pictures.sample,
     pictures.evaluate,
+    pictures.geneval,
     voting.vote,
     voting.votes,
     converting.convert,

@@ -36,7 +36,7 @@ def sample(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A caption a line, or GenEval's .jsonl; else scenes' own, or those held out.",
+            help="A caption a line, or GenEval's .jsonl; geneval: its 553; else scenes' own, or those held out.",
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt of a file.")] = 4,
@@ -79,7 +79,8 @@ def sample(
         from sd3_jax.evaluation import conditioning
 
         if prompts is not None:
-            wanted = asked.read_texts(prompts, images)
+            named = str(prompts) == "geneval" and not prompts.exists()
+            wanted = asked.geneval_texts(images) if named else asked.read_texts(prompts, images)
         else:
             wanted = conditioning.held_out_prompts(conditioning.held_out(config, run), images_per_task, prompt_seed)
     elif prompts is not None:
@@ -231,6 +232,36 @@ def _memorisation(
         f"{memorisation.CLIQUE} of {memorisation.EACH} pictures of a caption within {memorisation.NEAR} of one another"
     )
     terminal.show(terminal.chart(title, cells), rows, json_file)
+
+
+def geneval(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="results.jsonl of GenEval's own evaluator.")],
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN/samples/X", help="A run's pictures: keep the scores beside its others."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """The summary of GenEval's own evaluator, with the errors over prompts that it lacks.
+
+    Example: sd3-jax geneval results.jsonl --record runs/cc12m/samples/0100000-ema-euler25-cfg3-seed0-4f1c2b3a
+    """
+    from sd3_jax.evaluation import folders, geneval, upstream
+
+    found = upstream.read_results(results)
+    rows = upstream.score_rows(found)
+    if record is not None:
+        from sd3_jax.evaluate import write_scores
+        from sd3_jax.evaluation.generate import Sampler
+
+        run, drawn = folders.drawn_by(record)
+        names = {"sampler", *Sampler.__dataclass_fields__}
+        said = {key: value for key, value in drawn.items() if key in names}
+        rows = [{"step": drawn["step"], **row, **said, "prompt_list": drawn.get("prompts")} for row in rows]
+        write_scores(run, rows)
+        print(f"{len(rows)} scores in {run / 'evals.jsonl'}", file=sys.stderr)
+    summary = geneval.summarize(found.correct, found.tag, found.prompt)
+    terminal.show(list[Any](upstream.lines_of(summary, found)), rows, json_file)
 
 
 def _evaluate_runs(

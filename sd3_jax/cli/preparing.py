@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, table, tars, COCO's captions, tfds:NAME.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder, table, tars, Parquet, COCO's captions, tfds:NAME.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    autoencoder: Annotated[str, typer.Option(help="cosine:CHANNELSxDOWNSAMPLE.")] = "cosine:16x8",
-    text: Annotated[list[str] | None, typer.Option(help="words:TOKENSxCHANNELS.")] = None,
+    autoencoder: Annotated[str, typer.Option(help="cosine:CHANNELSxDOWNSAMPLE, or a folder of one.")] = "cosine:16x8",
+    text: Annotated[
+        list[str] | None, typer.Option(help="words:TOKENSxCHANNELS, or NAME=FOLDER[:TOKENS]; may be repeated.")
+    ] = None,
     size: Annotated[int, typer.Option(min=8, max=4096, help="Pixels on a side of the square.")] = 256,
     bucket: Annotated[
         list[str] | None, typer.Option(metavar="HxW", help="A shape that pictures may have; may be repeated.")
@@ -44,6 +48,9 @@ def prepare(
         float | None,
         typer.Option(min=0.3, max=1, help="Leave out pictures as similar as this to one before; 0.9 finds copies."),
     ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN>=N", help="Only pictures with such a number; may be repeated.")
+    ] = None,
     least: Annotated[int, typer.Option(min=1, help="Pixels that a picture's shorter side must have.")] = 1,
     licence: Annotated[str, typer.Option(help="Of pictures whose SOURCE does not say.")] = "",
     dtype: Annotated[str, typer.Option(help="Of what is stored: float16, bfloat16, float32.")] = "float16",
@@ -51,6 +58,8 @@ def prepare(
         str, typer.Option(metavar="K/N", help="Do this share of the work; another machine does another.")
     ] = "1/1",
     batch: Annotated[int, typer.Option(min=1, help="Pictures, or captions, that are encoded at a time.")] = 32,
+    device: Annotated[str, typer.Option(help="Of torch's networks: auto, cpu, cuda, cuda:1.")] = "auto",
+    compute: Annotated[str, typer.Option(help="Of torch's networks: float32, bfloat16, float16.")] = "float32",
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
     check: Annotated[
         bool, typer.Option("--check", help="Make nothing: read all of OUT, and say what is damaged.")
@@ -71,12 +80,15 @@ def prepare(
         return
     if dtype not in ("float16", "bfloat16", "float32"):
         raise UserError(f"--dtype {dtype}: is not one of float16, bfloat16, float32")
-    columns = sources.Columns(file_column, caption_column, synthetic_column)
+    kept = tuple(sources.read_limit(one) for one in keep or ())
+    columns = sources.Columns(file_column, caption_column, synthetic_column, keep=kept)
     shapes = tuple(_shape(one) for one in bucket or ())
-    recipe = preparing.Recipe(size, shapes, least, hold_out, dtype, licence)
-    encoders = preparing.Encoders(
-        frozen.load_codec(autoencoder), [frozen.load_text(one) for one in text or ["words:16x64"]], batch
-    )
+    recipe = preparing.Recipe(size, shapes, least, hold_out, dtype, licence, tuple(map(str, kept)))
+    if compute not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"--compute {compute}: is not one of float32, bfloat16, float16")
+    running = frozen.Running(device, compute, batch)
+    texts = [frozen.load_text(one, running) for one in text or ["words:16x64"]]
+    encoders = preparing.Encoders(frozen.load_codec(autoencoder, running), texts, batch, compute)
     found = sources.find(source, kind, columns, images, sources.read_classes(classes) if classes else None)
     if limit is not None:
         found = sources.first(found, limit)

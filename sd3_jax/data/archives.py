@@ -11,8 +11,6 @@ from typing import Any
 
 from sd3_jax.data.pictures import MOST_BYTES, SUFFIXES, Unreadable
 from sd3_jax.data.sources import (
-    CAPTIONS,
-    IMAGES,
     MOST_TEXT,
     SPLITS,
     USUAL,
@@ -20,16 +18,16 @@ from sd3_jax.data.sources import (
     Columns,
     Item,
     Source,
-    caption_column,
     chunked,
-    column,
     inside,
-    of_row,
     photo_of,
     refuse,
     text_of,
 )
+from sd3_jax.data.tables import CAPTIONS, caption_column, column, of_row
 from sd3_jax.errors import UserError
+
+IMAGES = ("image", "jpg", "png", "img", "picture")  # names of the column with pictures
 
 
 # --- WebDataset -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/.descriptors/00012.npz     ids and descriptors of a chunk; with it, it is done
+    OUT/.descriptors/00012.npz     places, ids and descriptors of a chunk; with it, it is done
     OUT/duplicates.json            threshold, descriptor, counts at other thresholds, and why each picture goes
 
 Several machines may describe a share of the chunks each. Who goes is decided once, by the first that finds all chunks
@@ -11,6 +11,7 @@ described, and read by the others: every part leaves out the same pictures.
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from sd3_jax import records
 from sd3_jax.data import duplicates
 from sd3_jax.data.duplicates import Found
 from sd3_jax.data.pieces import Ready, Recipe, look
-from sd3_jax.data.sources import Chunk, Source
+from sd3_jax.data.sources import Chunk, Source, place_of
 from sd3_jax.errors import UserError
 
 FOLDER, RESULT = ".descriptors", "duplicates.json"
@@ -68,16 +69,34 @@ def deduplicate(
     paths = [out / FOLDER / f"{number:05d}.npz" for number in range(len(source.chunks))]
     if not all(path.exists() for path in paths):
         return None
-    with np.errstate(all="ignore"):
-        parts = [np.load(path, allow_pickle=False) for path in paths]
-    ids = [str(name) for part in parts for name in part["ids"]]
+    parts = [_described(path) for path in paths]
+    ids = [name for part in parts for name in part.ids]
     if not ids:
         return Found({}, {}, [])
-    raw = np.concatenate([part["descriptors"] for part in parts if len(part["ids"])])
-    found = duplicates.find(ids, raw if descriptor.whitened else duplicates.whiten(raw), threshold)
+    places = [place_of(number, place) for number, part in enumerate(parts) for place in part.places]
+    raw = np.concatenate([part.descriptors for part in parts if part.ids])
+    found = duplicates.find(places, ids, raw if descriptor.whitened else duplicates.whiten(raw), threshold)
     if not (out / RESULT).exists():
         records.write_atomic(out / RESULT, json.dumps(asked | found._asdict()) + "\n")
     return _read(out / RESULT, asked)
+
+
+class _Described(NamedTuple):
+    """The pictures of a chunk that could be read."""
+
+    places: list[int]  # in the chunk
+    ids: list[str]
+    descriptors: Float[np.ndarray, "n d"]
+
+
+def _described(path: Path) -> _Described:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return _Described(kept["places"].tolist(), kept["ids"].tolist(), kept["descriptors"])
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise UserError(
+            f"{path}: is not what sd3-jax prepare wrote; delete it, and run the same command again"
+        ) from None
 
 
 def _read(path: Path, asked: dict) -> Found:
@@ -97,14 +116,17 @@ def _read(path: Path, asked: dict) -> Found:
 def _describe(chunk: Chunk, path: Path, descriptor: Descriptor, threads: ThreadPoolExecutor) -> int:
     """Describe the pictures of a chunk that can be read; how many items it has."""
     items, recipe = chunk.items(), Recipe(descriptor.side)
-    ids, vectors = list[str](), list[Float[np.ndarray, "b d"]]()
+    places, ids, vectors = list[int](), list[str](), list[Float[np.ndarray, "b d"]]()
     for first in range(0, len(items), BATCH):
-        looked = threads.map(lambda item: look(item, recipe), items[first : first + BATCH])
-        ready = [one for one in looked if isinstance(one, Ready)]
+        looked = enumerate(threads.map(lambda item: look(item, recipe), items[first : first + BATCH]), first)
+        ready = {place: one for place, one in looked if isinstance(one, Ready)}
         if ready:
-            vectors.append(descriptor.describe(np.stack([one.picture.pixels for one in ready])).astype(np.float32))
-            ids += [one.item.id for one in ready]
+            pixels = np.stack([one.picture.pixels for one in ready.values()])
+            vectors.append(descriptor.describe(pixels).astype(np.float32))
+            places += ready
+            ids += [one.item.id for one in ready.values()]
+    table = np.concatenate(vectors) if vectors else np.zeros((0, 0))
     buffer = io.BytesIO()
-    np.savez(buffer, ids=np.array(ids, dtype=str), descriptors=np.concatenate(vectors) if vectors else np.zeros((0, 0)))
+    np.savez(buffer, places=np.array(places, int), ids=np.array(ids, dtype=str), descriptors=table)
     records.write_atomic(path, buffer.getvalue())
     return len(items)

@@ -6,7 +6,8 @@ descriptors, 16,000 clusters and a threshold of 0.5. The descriptor here needs n
 and no meaning: of it, 0.9 finds copies, and 0.5 would also take pictures that are merely alike.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ _RIDGE = 0.03  # of the mean variance: directions in which hardly any picture va
 
 
 class Pairs(NamedTuple):
-    """Similar pictures: the first comes before the second in the set."""
+    """Similar pictures: the first comes before the second in the set, and pairs are in the order of the first."""
 
     first: Int[np.ndarray, " p"]
     second: Int[np.ndarray, " p"]
@@ -64,21 +65,22 @@ def cluster(unit: Float[np.ndarray, "n d"], clusters: int | None = None, seed: i
     return means.index.search(unit, 1)[1][:, 0].astype(int)
 
 
-def find_pairs(unit: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], least: float) -> Pairs:
-    """All pairs within a cluster whose similarity, the cosine, is at least ``least``; in order."""
-    faiss = _faiss()
-    found = []
+def members(labels: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " k"]]:
+    """The members of each cluster, in the order of the set."""
     order = np.argsort(labels, kind="stable")
-    for own in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-        index = faiss.IndexFlatIP(unit.shape[1])
-        index.add(unit[own])
-        limits, similarity, other = index.range_search(unit[own], least - 1e-6)
-        one = np.repeat(np.arange(len(own)), np.diff(limits).astype(int))
-        keep = own[one] < own[other]
-        found.append(np.stack([own[one[keep]], own[other[keep]], similarity[keep]], axis=1, dtype=np.float64))
-    table = np.concatenate(found) if found else np.zeros((0, 3))
-    table = table[np.lexsort((table[:, 1], table[:, 0]))]
-    return Pairs(table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2])
+    yield from np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def find_pairs(unit: Float[np.ndarray, "n d"], least: float) -> Pairs:
+    """All pairs whose similarity, the cosine, is at least ``least``; in order. For the members of one cluster."""
+    index = _faiss().IndexFlatIP(unit.shape[1])
+    index.add(unit)
+    limits, similarity, other = index.range_search(unit, least - 1e-6)
+    one = np.repeat(np.arange(len(unit)), np.diff(limits).astype(int))
+    keep = one < other
+    one, other, similarity = one[keep], other[keep], similarity[keep]
+    order = np.lexsort((other, one))
+    return Pairs(one[order], other[order], similarity[order].astype(np.float64))
 
 
 def mark(count: int, pairs: Pairs, threshold: float) -> Int[np.ndarray, " n"]:
@@ -89,15 +91,12 @@ def mark(count: int, pairs: Pairs, threshold: float) -> Int[np.ndarray, " n"]:
     """
     of = np.full(count, -1)
     near = pairs.similarity >= threshold
-    neighbours: dict[int, list[int]] = {}
-    for one, other in zip(pairs.first[near].tolist(), pairs.second[near].tolist(), strict=True):
-        neighbours.setdefault(one, []).append(other)
-        neighbours.setdefault(other, []).append(one)
-    for one in sorted(neighbours):
+    first, second = pairs.first[near], pairs.second[near]
+    for one in np.unique(first):
         if of[one] < 0:
-            for other in neighbours[one]:
-                if of[other] < 0 and other > one:
-                    of[other] = one
+            start, stop = np.searchsorted(first, (one, one + 1))
+            others = second[start:stop]
+            of[others[of[others] < 0]] = one
     return of
 
 
@@ -107,21 +106,24 @@ def counts(count: int, pairs: Pairs, thresholds: Iterable[float] = THRESHOLDS) -
 
 
 class Found(NamedTuple):
-    """Why pictures are left out, by id, and how many would be at other thresholds."""
+    """Why pictures are left out, by their place in the source, and how many would be at other thresholds."""
 
     left_out: dict[str, str]
     counts: dict[str, int]
     pairs: list[tuple[str, str, float]]  # of the pictures that are left out: which, of which, how similar
 
 
-def find(ids: Sequence[str], unit: Float[np.ndarray, "n d"], threshold: float) -> Found:
-    """The duplicates among pictures with these descriptors, in their order."""
-    pairs = find_pairs(unit, cluster(unit), min(threshold, *THRESHOLDS))
-    of = mark(len(ids), pairs, threshold)
+def find(places: Sequence[str], ids: Sequence[str], unit: Float[np.ndarray, "n d"], threshold: float) -> Found:
+    """The duplicates among pictures with these descriptors, in their order; two may have one id, and no two a place."""
+    of, total = np.full(len(ids), -1), Counter[str]()
+    for own in members(cluster(unit)):  # who is marked depends on the cluster alone, and so one's pairs fill memory
+        pairs = find_pairs(unit[own], min(threshold, *THRESHOLDS))
+        marked = mark(len(own), pairs, threshold)
+        of[own] = np.where(marked >= 0, own[marked], -1)
+        total.update(counts(len(own), pairs))
     gone = [(int(i), int(of[i]), float(unit[i] @ unit[of[i]])) for i in np.flatnonzero(of >= 0)]
-    named = [(ids[i], ids[j], round(similarity, 3)) for i, j, similarity in gone]
-    why = {own: f"is a duplicate of {other} (similarity {similarity:.2f})" for own, other, similarity in named}
-    return Found(why, counts(len(ids), pairs), named)
+    why = {places[i]: f"is a duplicate of {ids[j]} (similarity {similarity:.2f})" for i, j, similarity in gone}
+    return Found(why, dict(total), [(ids[i], ids[j], round(similarity, 3)) for i, j, similarity in gone])
 
 
 def _faiss() -> Any:

@@ -61,6 +61,7 @@ class Part:
     token_start: int = 0
     channel_start: int = 0
     pooled_start: int = 0
+    tokenizer: str = ""  # the files that it was read from, and their digest
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ vectors of words drawn from their hash: enough to train on a folder of captioned
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,6 +21,21 @@ from sd3_jax.data.examples import Autoencoder, Manifest, Part
 from sd3_jax.errors import UserError
 
 VERSION = "1"  # of the two below: another one gives other numbers
+
+
+class Running(NamedTuple):
+    """How networks of torch compute."""
+
+    device: str = "auto"  # auto: a GPU if there is one
+    dtype: str = "float32"  # float32, bfloat16 or float16
+    batch: int = 0  # at a time; 0: 32 on a GPU, 8 elsewhere
+
+    def batch_on(self, device: Any) -> int:
+        """How many pictures or captions go through a network at a time, always so many."""
+        return self.batch or (32 if str(device).startswith("cuda") else 8)
+
+
+RUNNING = Running()
 
 
 class ImageCodec(NamedTuple):
@@ -99,62 +115,98 @@ def _gaussian(text: str, n: int) -> Float[np.ndarray, " n"]:
     return numbers
 
 
-def load_codec(spec: str) -> ImageCodec:
-    """The autoencoder that ``cosine:CHANNELSxDOWNSAMPLE`` names. Raises UserError for anything else."""
-    kind, _, rest = spec.partition(":")
-    numbers = re.fullmatch(r"(\d+)x(\d+)", rest)
-    if kind != "cosine" and (Path(spec) / "config.json").is_file():
-        from sd3_jax.data import learned
+def load_codec(spec: str, running: Running = RUNNING) -> ImageCodec:
+    """The autoencoder of ``cosine:CHANNELSxDOWNSAMPLE``, of a folder of :mod:`.learned`, or of diffusers.
 
+    Raises UserError for anything else.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "cosine":
+        channels, downsample = _two_numbers(f"--autoencoder {spec}", rest, "cosine:16x8 (channels x downsample)")
+        if not 1 <= downsample <= 64 or not 1 <= channels <= 3 * downsample**2:
+            raise UserError(f"--autoencoder {spec}: downsample is 1 to 64, and channels 1 to 3 * downsample**2")
+        return cosine_codec(channels, downsample)
+    from sd3_jax.data import encoders, learned
+
+    if not Path(spec).is_dir() and "/" not in spec:
+        raise UserError(f"--autoencoder {spec}: is none of cosine:16x8 (channels x downsample), a folder, a hub id")
+    if learned.is_here(Path(spec)):
         return learned.load(Path(spec))
-    if kind != "cosine" or not numbers:
-        raise UserError(
-            f"--autoencoder {spec}: is neither like cosine:16x8 (channels x downsample) nor a folder of one"
-        )
-    channels, downsample = map(int, numbers.groups())
-    if not 1 <= downsample <= 64 or not 1 <= channels <= 3 * downsample**2:
-        raise UserError(f"--autoencoder {spec}: downsample is 1 to 64, and channels 1 to 3 * downsample**2")
-    return cosine_codec(channels, downsample)
+    return encoders.autoencoder(spec, running)
 
 
-def load_text(spec: str) -> TextEncoder:
-    """The text encoder that ``words:TOKENSxCHANNELS`` names. Raises UserError for anything else."""
+def load_text(spec: str, running: Running = RUNNING) -> TextEncoder:
+    """The text encoder of ``words:TOKENSxCHANNELS``, or of ``NAME=FOLDER`` or ``NAME=FOLDER:TOKENS``.
+
+    Raises UserError for anything else.
+    """
     kind, _, rest = spec.partition(":")
-    numbers = re.fullmatch(r"(\d+)x(\d+)", rest)
-    if kind != "words" or not numbers:
-        raise UserError(f"--text {spec}: is not of the form words:16x64 (tokens x channels)")
-    tokens, channels = map(int, numbers.groups())
-    if not 1 <= tokens <= 4096 or not 1 <= channels <= 65536:
-        raise UserError(f"--text {spec}: tokens are 1 to 4096, and channels 1 to 65536")
-    return word_encoder(tokens, channels)
+    if kind == "words":
+        tokens, channels = _two_numbers(f"--text {spec}", rest, "words:16x64 (tokens x channels)")
+        if not 1 <= tokens <= 4096 or not 1 <= channels <= 65536:
+            raise UserError(f"--text {spec}: tokens are 1 to 4096, and channels 1 to 65536")
+        return word_encoder(tokens, channels)
+    from sd3_jax.data import encoders
+
+    name, equals, source = spec.partition("=")
+    if not equals or name not in encoders.NAMES:
+        names = ", ".join(encoders.NAMES)
+        raise UserError(f"--text {spec}: is neither words:16x64 nor NAME=FOLDER, NAME one of {names}")
+    place, colon, length = source.rpartition(":")
+    if colon and length.isdigit():
+        return encoders.text(name, place, int(length), running)
+    return encoders.text(name, source, None, running)
+
+
+def _two_numbers(where: str, text: str, form: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text)
+    if not numbers:
+        raise UserError(f"{where}: is not of the form {form}")
+    return int(numbers[1]), int(numbers[2])
 
 
 def codec_of(manifest: Manifest) -> ImageCodec:
-    """The autoencoder that a set was prepared with. Raises UserError if it is not there, or is another one now."""
-    codec = load_codec(manifest.autoencoder.source)
-    _check_same(codec.described, manifest.autoencoder)
+    """The autoencoder that a set was prepared with. Raises UserError if it is not there, or is another one now.
+
+    Those of torch are looked for where ``SD3_JAX_ENCODERS`` says, if it is set: a pipeline's folder.
+    """
+    one = manifest.autoencoder
+    codec = load_codec(_moved(one.source) if one.kind == "diffusers" else one.source)
+    _check_same(codec.described, one)
     return codec
 
 
 def texts_of(manifest: Manifest) -> list[TextEncoder]:
-    """The text encoders that a set was prepared with, in the order of its parts. Errors of :func:`codec_of`."""
-    texts = [load_text(part.source) for part in manifest.parts]
-    for part, text in zip(manifest.parts, texts, strict=True):
-        _check_same(text.part, part)
-    return texts
+    """The text encoders that a set was prepared with, in the order of its parts; as :func:`codec_of`."""
+    found = []
+    for part in manifest.parts:
+        spec = part.source if part.kind == "words" else f"{part.name}={_moved(part.source)}:{part.tokens}"
+        found.append(load_text(spec))
+        _check_same(found[-1].part, part)
+    return found
+
+
+def _moved(source: str) -> str:
+    return os.environ.get("SD3_JAX_ENCODERS") or source
 
 
 def _check_same(found: Part | Autoencoder, wanted: Part | Autoencoder) -> None:
     if found.digest != wanted.digest:
         raise UserError(f"{found.source}: has other weights ({found.digest}) than the set's ({wanted.digest})")
+    if isinstance(found, Part) and isinstance(wanted, Part) and found.tokenizer != wanted.tokenizer:
+        ours, theirs = found.tokenizer, wanted.tokenizer
+        raise UserError(f"{found.source}: {found.name} has another tokenizer ({ours}) than the set's ({theirs})")
 
 
 def arrange(parts: Sequence[Part]) -> tuple[tuple[Part, ...], int, int, int]:
     """Each part in its place, and the text tokens, text_dim and pooled_dim of all (paper section 4, figure 2).
 
     CLIP's parts share their tokens and stand side by side; every other part's tokens follow, from channel 0. Pooled
-    vectors are side by side, in order.
+    vectors are side by side, in order. Raises UserError for CLIP's parts of different lengths.
     """
+    lengths = {part.tokens for part in parts if part.kind == "clip"}
+    if len(lengths) > 1:
+        raise UserError(f"--text: CLIP's parts stand side by side and have as many tokens; here {sorted(lengths)}")
     placed, clip_channels, clip_tokens, pooled = [], 0, 0, 0
     for part in (part for part in parts if part.kind == "clip"):
         placed.append(replace(part, token_start=0, channel_start=clip_channels, pooled_start=pooled))

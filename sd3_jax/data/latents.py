@@ -21,6 +21,7 @@ from sd3_jax.data.shards import DamagedError, Records, check_sizes
 from sd3_jax.errors import UserError
 
 AHEAD = 8  # batches that are read before they are asked for, each by a thread of its own, on a large machine
+MEMORY = 2**32  # bytes that they may take, if two of them take no more
 _CAPTIONS, _ORDER, _CHOICE = 1, 2, 3  # what numbers are drawn for
 
 
@@ -90,7 +91,7 @@ def batches(
             chosen.append((_read(sources[bucket], int(position), manifest), "synthetic" if synthetic else "original"))
         return collate(chosen, manifest)
 
-    return _ahead(grain.MapDataset.range(start, start + 2**40).map(read))
+    return _ahead(grain.MapDataset.range(start, start + 2**40).map(read), len(rows) * _bytes_each(prepared))
 
 
 def endless(prepared: Prepared, size: tuple[int, int], seed: int) -> grain.MapDataset:
@@ -127,7 +128,8 @@ def read_chunks(prepared: Prepared, chunks: Sequence[Int[np.ndarray, " n"]]) -> 
         examples = [_read(records, int(i), prepared.manifest) for i in chunks[chunk]]
         return collate([(example, "original") for example in examples], prepared.manifest)
 
-    return _ahead(grain.MapDataset.range(len(chunks)).map(read))
+    largest = max(map(len, chunks), default=0) * _bytes_each(prepared)
+    return _ahead(grain.MapDataset.range(len(chunks)).map(read), largest)
 
 
 def read_examples(prepared: Prepared, chosen: Sequence[int]) -> Iterator[Example]:
@@ -137,9 +139,16 @@ def read_examples(prepared: Prepared, chosen: Sequence[int]) -> Iterator[Example
         yield _read(records, int(i), prepared.manifest)
 
 
-def _ahead(read: grain.MapDataset) -> Iterator[Rows]:
+def _bytes_each(prepared: Prepared) -> float:
+    """Of an example, on the mean."""
+    shards = [shard for shard in prepared.manifest.shards if shard.split == prepared.split]
+    return sum(shard.bytes for shard in shards) / max(sum(shard.examples for shard in shards), 1)
+
+
+def _ahead(read: grain.MapDataset, size: float) -> Iterator[Rows]:
+    """Read in threads, as many batches of ``size`` bytes ahead as memory is set aside for; two at least."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(AHEAD, max(2, cpus))
+    threads = max(2, min(AHEAD, cpus, int(MEMORY / max(size, 1))))
     steps = read.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     try:
         yield from steps

@@ -30,6 +30,7 @@ class Recipe:
     hold_out: float = 0.0  # share that is held out, by a hash of each picture's name, if the source does not say
     dtype: str = "float16"
     licence: str = ""  # of all whose source does not say
+    keep: tuple[str, ...] = ()  # limits on the source's columns, as it was asked for
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -43,6 +44,7 @@ class Encoders(NamedTuple):
     image: ImageCodec
     texts: Sequence[TextEncoder]
     batch: int = 32
+    compute: str = "float32"  # of their networks
 
 
 class Ready(NamedTuple):

@@ -52,15 +52,17 @@ def prepare(
 ) -> Manifest | None:
     """Do what is left of a preparation, or of part k of n; the manifest, once all parts are done, and None before.
 
-    ``left_out``: why a picture, by its id, is not wanted. Raises UserError if ``out`` holds something else, and OSError
-    for a disk that is full: what was done stays done.
+    ``left_out``: why a picture is not wanted, by ``sources.place_of``. Raises UserError if ``out`` holds something
+    else, and OSError for a disk that is full: what was done stays done.
     """
     left_out = left_out or {}
     _check(recipe, encoders)
     _claim(out, source, recipe, encoders, left_out)
     looked, chunks = 0, list(enumerate(source.chunks))[part[0] - 1 :: part[1]]
-    with ThreadPoolExecutor(workers) as threads:
+    threads = ThreadPoolExecutor(workers)
+    try:
         for done, (number, chunk) in enumerate(chunks):
+            report(looked, done, len(chunks))
             if not _is_done(out, number):
                 for place, last, own in _todo(out, number, chunk.items(), recipe, left_out, threads):
                     row = {"last": last, **pieces.write(out, f"{number:05d}-{place:03d}", own, recipe, encoders)}
@@ -68,6 +70,8 @@ def prepare(
                     looked += len(own)
                     report(looked, done, len(chunks))
             report(looked, done + 1, len(chunks))
+    finally:
+        threads.shutdown(cancel_futures=True)  # who interrupts does not wait for what is decoded ahead
     if not all(_is_done(out, number) for number in range(len(source.chunks))):
         return None
     return _finish(out, source, recipe, encoders, origin)
@@ -90,6 +94,7 @@ def _claim(out: Path, source: Source, recipe: Recipe, encoders: Encoders, left_o
         **asdict(recipe),
         "autoencoder": _plain(encoders.image.described),
         **{f"text {i + 1}": _plain(text.part) for i, text in enumerate(encoders.texts)},
+        "compute": encoders.compute,
         "batch": encoders.batch,  # which may change the last bits of what an encoder gives
         "source": f"{source.kind}, {len(source.chunks)} chunks, {_hash([chunk.name for chunk in source.chunks])}"
         + ("" if source.items is None else f", {source.items} pictures"),
@@ -168,8 +173,8 @@ def _todo(
     places = [place for place in range(count) if _done(out, number, place) is None]
 
     def begin(place: int) -> list[Future[Ready | Skipped]]:
-        own = items[place * PIECE : (place + 1) * PIECE]
-        return [threads.submit(look, item, recipe, left_out.get(item.id, "")) for item in own]
+        own = enumerate(items[place * PIECE : (place + 1) * PIECE], place * PIECE)
+        return [threads.submit(look, item, recipe, left_out.get(sources.place_of(number, i), "")) for i, item in own]
 
     following = begin(places[0]) if places else []
     for place, after in zip(places, [*places[1:], None], strict=True):

@@ -11,6 +11,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from sd3_jax.data.examples import Manifest, Shard
 
 OPTIONS = "group_size:1,uncompressed"  # one record to a chunk: any one is read alone, and latents do not compress
 CHECK_BYTES = 4  # CRC-32 at the end of each record
+OPEN = 256  # files at a time: a process may have about 1,000, and a large set has more; to open one takes 0.1 ms
 
 # Riegeli's layout, which ArrayRecord's is, for salvage: a header at each start of a block, and one before each chunk.
 _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER, _SIMPLE = 1 << 16, 24, 40, ord("r")
@@ -75,7 +77,7 @@ class Records(Sequence[bytes]):
 
     def __init__(self, folder: Path, shards: Sequence[Shard]):
         self._folder, self._shards = folder, tuple(shards)
-        self._starts = [sum(shard.examples for shard in shards[:i]) for i in range(len(shards) + 1)]
+        self._starts = list(accumulate((shard.examples for shard in shards), initial=0))
         self._open: dict[int, _Reader] = {}
         self._lock = threading.Lock()
 
@@ -95,9 +97,11 @@ class Records(Sequence[bytes]):
 
     def _reader(self, shard: int) -> "_Reader":
         with self._lock:
-            if shard not in self._open:
-                self._open[shard] = _opened(self._folder, self._shards[shard])
-            return self._open[shard]
+            reader = self._open.pop(shard, None)
+            self._open[shard] = reader = _opened(self._folder, self._shards[shard]) if reader is None else reader
+            if len(self._open) > OPEN:  # the one that was wanted longest ago; a thread that reads it still has it
+                del self._open[next(iter(self._open))]
+            return reader
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:

@@ -1,20 +1,18 @@
 """Where captioned pictures come from: each a list of chunks in a fixed order, whose items are found when needed.
 
-A folder with a caption beside each picture, or with one for each class; a table (CSV, JSONL, Parquet) of files and
-captions; COCO's captions; and, in :mod:`sd3_jax.data.archives`, WebDataset tars, a Hugging Face dataset on disk (its
-Parquet or its Arrow files), a TensorFlow dataset without TensorFlow. Nothing is ever unpacked to disk.
+A folder with a caption beside each picture, or with one for each class; a table of files and captions, or COCO's
+captions (:mod:`sd3_jax.data.tables`); WebDataset tars, a Hugging Face dataset on disk (its Parquet or its Arrow files),
+a TensorFlow dataset without TensorFlow (:mod:`sd3_jax.data.archives`). Nothing is ever unpacked to disk.
 """
 
-import csv
 import hashlib
-import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from sd3_jax.data.pictures import MOST_BYTES, SUFFIXES, Unreadable
 from sd3_jax.errors import UserError
@@ -23,10 +21,6 @@ CHUNK = 1000  # items, where a source is one long list
 MOST_TEXT = 1 << 24  # bytes of a caption, or of what is said of a picture: more is none
 KINDS = ("folder", "table", "webdataset", "coco", "huggingface", "tfds")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # a folder's own table
-CAPTIONS = ("caption", "text", "txt", "captions", "TEXT")  # names of the column, in order
-_FILES = ("file_name", "file", "path", "filename", "image_path", "image")
-IMAGES = ("image", "jpg", "png", "img", "picture")
 SPLITS = {
     "train": "train",
     "validation": "validation",
@@ -53,6 +47,48 @@ class Chunk(NamedTuple):
     items: Callable[[], Sequence[Item]]
 
 
+class Limit(NamedTuple):
+    """What a column's number must be for a picture to be kept, such as a predicted aesthetic score of at least 5."""
+
+    column: str
+    sign: str  # >= or <=
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.column}{self.sign}{self.bound:g}"
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Why a row is not kept; None if it is."""
+        try:
+            value = float(row[self.column])
+        except (KeyError, TypeError, ValueError):
+            value = math.nan
+        if math.isnan(value):
+            return f"has no number {self.column}"
+        kept = value >= self.bound if self.sign == ">=" else value <= self.bound
+        return None if kept else f"has not {self}"
+
+
+def read_limit(text: str) -> Limit:
+    """``aesthetic>=5`` as a limit. Raises UserError for anything else."""
+    parts = re.fullmatch(r"\s*([^<>=]+?)\s*(>=|<=)\s*([-+.0-9eE]+)\s*", text)
+    try:
+        if parts:
+            return Limit(parts[1], parts[2], float(parts[3]))
+    except ValueError:
+        pass
+    raise UserError(f"--keep {text!r}: is not of the form column>=number or column<=number, such as aesthetic>=5")
+
+
+def place_of(chunk: int, place: int) -> str:
+    """Where an item stands in a source, which tells it from another of the same id: a table may name a file twice.
+
+    >>> place_of(12, 345)
+    '00012/345'
+    """
+    return f"{chunk:05d}/{place}"
+
+
 class Columns(NamedTuple):
     """Names that a user gives the columns of a table, a dataset or a tar's JSON; empty: the usual ones."""
 
@@ -61,6 +97,7 @@ class Columns(NamedTuple):
     synthetic: str = "synthetic"
     split: str = "split"
     licence: str = "licence"
+    keep: tuple["Limit", ...] = ()
 
 
 USUAL = Columns()
@@ -92,14 +129,16 @@ def find(
         raise UserError(f"--as {kind}: is not one of {', '.join(KINDS)}")
     if kind != "tfds" and kind != "webdataset" and not path.exists():
         raise UserError(f"{where}: no such file or directory")
+    if columns.keep and kind in ("folder", "coco"):
+        raise UserError(f"--keep {columns.keep[0]}: a source of kind {kind} has no columns of numbers")
     if kind == "folder":
         return _folder(path, classes or {})
-    if kind == "table":
-        return _table(path, columns, images)
-    if kind == "coco":
-        return _coco(path, images)
-    from sd3_jax.data import archives
+    from sd3_jax.data import archives, tables
 
+    if kind == "table":
+        return tables.table(path, columns, images)
+    if kind == "coco":
+        return tables.coco(path, images)
     if kind == "webdataset":
         return archives.tars(where, path, columns)
     if kind == "huggingface":
@@ -121,7 +160,7 @@ def first(source: Source, limit: int) -> Source:
 
 
 def _looks_like(where: str, path: Path) -> str:
-    from sd3_jax.data import archives
+    from sd3_jax.data import archives, tables
 
     if where.startswith("tfds:"):
         return "tfds"
@@ -129,7 +168,7 @@ def _looks_like(where: str, path: Path) -> str:
         return "webdataset"
     if path.suffix == ".parquet" and path.is_file() and archives.has_pictures(path):
         return "huggingface"
-    if path.suffix in TABLES or any((path / name).exists() for name in METADATA):
+    if path.suffix in TABLES or (path.is_dir() and tables.of_folder(path)):
         return "table"
     if path.suffix == ".json":
         return "coco"
@@ -236,110 +275,3 @@ def _of_folder(folder: Path, name: str, beside: set[str], classes: Mapping[str, 
 def text_of(data: bytes) -> str:
     """A caption's text; what is not UTF-8 has a mark in its place, by which it is known later."""
     return data.decode("utf-8", errors="replace").strip()
-
-
-# --- a table of files and captions ----------------------------------------------------------------------------------
-def _table(path: Path, columns: Columns, images: Path | None) -> Source:
-    if path.is_dir():
-        there = [path / name for name in METADATA if (path / name).exists()]
-        if not there:
-            raise UserError(f"{path}: has none of {', '.join(METADATA)}")
-        path = there[0]
-    rows = read_table(path)
-    if not rows:
-        raise UserError(f"{path}: has no rows")
-    folder, names = images or path.parent, list(rows[0])
-    file, caption = column(path, names, columns.file, _FILES, "file"), caption_column(path, names, columns)
-
-    def items(start: int, stop: int) -> list[Item]:
-        return [
-            of_row(row, str(row.get(file) or ""), partial(file_of, folder, str(row.get(file) or "")), caption, columns)
-            for row in rows[start:stop]
-        ]
-
-    return Source("table", chunked(path.stem, len(rows), items), len(rows))
-
-
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV (with a header), TSV, JSONL or Parquet file. Raises UserError with the line that is none."""
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            return pyarrow.parquet.read_table(path).to_pylist()
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix != ".jsonl":
-                return list(csv.DictReader(file, dialect="excel-tab" if path.suffix == ".tsv" else "excel"))
-            rows = [_json_line(path, i, line) for i, line in enumerate(file, 1) if line.strip()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8") from None
-    except (csv.Error, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:100]})") from None
-    return rows
-
-
-def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(f"{path}:{number}: is not a JSON object")
-    return row
-
-
-def column(where: Any, there: Sequence[str], asked: str, usual: Sequence[str], what: str) -> str:
-    """The column that a user asked for, or the first of the usual ones. Raises UserError if it is not there."""
-    found = [name for name in ([asked] if asked else usual) if name in there]
-    if not found:
-        raise UserError(f"{where}: has no column {asked or what}; it has {', '.join(map(str, there))}")
-    return found[0]
-
-
-def caption_column(where: Any, there: Sequence[str], columns: Columns) -> str:
-    """The column of captions, if there is one and any that is asked for beside it; errors of :func:`column`."""
-    if columns.synthetic != USUAL.synthetic:
-        column(where, there, columns.synthetic, (), "")
-    return column(where, there, columns.caption, CAPTIONS, "caption")
-
-
-def of_row(
-    row: Mapping[str, Any], name: str, read: Callable[[], bytes], caption: str, columns: Columns, split: str = ""
-) -> Item:
-    """The item of a row whose column ``caption`` has its caption; ``split`` where the row does not say."""
-    texts = {"original": row.get(caption), "synthetic": row.get(columns.synthetic)}
-    one = {kind: text[0] if isinstance(text, list) and text else text for kind, text in texts.items()}  # of several
-    captions = {kind: str(text).strip() for kind, text in one.items() if text}
-    said = str(row.get(columns.split) or split)
-    licence = str(row.get(columns.licence) or row.get("license") or "")
-    return Item(name, read, captions, SPLITS.get(said.lower(), said), licence)
-
-
-# --- COCO -----------------------------------------------------------------------------------------------------------
-def _coco(path: Path, images: Path | None) -> Source:
-    """One caption to a picture, in MLPerf's order: captions are shuffled, and the first of each picture stays.
-
-    So the first 30,000 of val2014 are the pictures and the captions of its text-to-image benchmarks (pandas'
-    ``sample(frac=1, random_state=2023)``, which is this permutation).
-    """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        names = {picture["id"]: str(picture["file_name"]) for picture in tree["images"]}
-        order = np.random.RandomState(2023).permutation(len(tree["annotations"]))
-        shuffled = [tree["annotations"][i] for i in order]
-        captions = {a["image_id"]: str(a["caption"]) for a in reversed(shuffled)}
-        pictures = list(dict.fromkeys((names[a["image_id"]], captions[a["image_id"]]) for a in shuffled))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path}: is not a file of COCO's captions (images and annotations)") from None
-    if not pictures:
-        raise UserError(f"{path}: has no captions")
-    beside = path.parent.parent / path.stem.removeprefix("captions_")  # as COCO's archives unpack
-    folder = images or (beside if beside.is_dir() else path.parent)
-
-    def items(start: int, stop: int) -> list[Item]:
-        return [
-            Item(name, partial(file_of, folder, name), {"original": caption.replace("\n", "").strip()})
-            for name, caption in pictures[start:stop]
-        ]
-
-    return Source("coco", chunked(path.stem, len(pictures), items), len(pictures))

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
+from sd3_jax import records
 from sd3_jax.errors import UserError
 
 LENGTH = "path-length"  # the key in a picture's file, and the name of the score
@@ -139,3 +140,17 @@ def tile(images: UInt8[np.ndarray, "n H W 3"], columns: int) -> UInt8[np.ndarray
         y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
         sheet[y : y + height, x : x + width] = image
     return sheet
+
+
+def drawn_by(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The run that drew the pictures of a folder, and how. Raises UserError if none did."""
+    path = folder / "settings.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        run_dir = folder.resolve().parent.parent
+        records.load_config(run_dir)
+        if isinstance(settings, dict) and isinstance(settings.get("step"), int):
+            return run_dir, settings
+    except (OSError, ValueError, UserError):
+        pass
+    raise UserError(f"{folder}: is not a folder of pictures that a run drew (RUN/samples/...), so no score is its own")

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from sd3_jax.config import DataConfig
 from sd3_jax.data import captions, composition
 from sd3_jax.errors import UserError
+from sd3_jax.evaluation import coco
 
 IMAGES_A_PROMPT = 4  # GenEval's, where there are prompts enough
 # The tasks with what training shows, and those whose captions can say what it never does.
@@ -134,6 +135,11 @@ def read_texts(path: Path, images: int = IMAGES_A_PROMPT) -> list[Prompt]:
     What a line of ``.jsonl`` says beside its prompt is kept, as GenEval's evaluator needs it. Errors likewise.
     """
     return _each_once(path, [(number, Prompt(np.zeros(0, int), row, images)) for number, row in _lines(path)])
+
+
+def geneval_texts(images: int = IMAGES_A_PROMPT) -> list[Prompt]:
+    """GenEval's own 553 prompts, of COCO's objects, for a model that any text can be said to."""
+    return [Prompt(np.zeros(0, int), row, images) for row in coco.geneval_prompts()]
 
 
 def _each_once(path: Path, found: list[tuple[int, Prompt]]) -> list[Prompt]:

@@ -5,7 +5,6 @@ was compared with it on; ``votes-<question>-elo`` the Bradley-Terry score of all
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sd3_jax import records
 from sd3_jax.errors import UserError
 from sd3_jax.evaluate import write_scores
+from sd3_jax.evaluation import folders as folders_on_disk
 from sd3_jax.evaluation.generate import Sampler
 from sd3_jax.evaluation.scores import OVERALL
 from sd3_jax.voting import results, votes
@@ -32,7 +31,7 @@ def record(
 
     Raises UserError for a folder that is not of a run's pictures, one that nobody voted on, or without votes.
     """
-    drawn = {name: _drawn_by(folder) for name, folder in folders.items()}
+    drawn = {name: folders_on_disk.drawn_by(folder) for name, folder in folders.items()}
     own = [row for row in votes.standing(rows) if row["model_a"] in folders and row["model_b"] in folders]
     found = results.tally(own, reference, resamples)
     reference = found["reference"]
@@ -92,17 +91,3 @@ def _win_rate(name: str, group: str, rates: Rates) -> dict[str, Any]:
     error = float(np.sqrt(prompts / (prompts - 1) * spread) / total) if prompts > 1 else None
     counted = {"n": int(total), "prompts": prompts, "images_by_prompt": counts.astype(int).tolist()}
     return {"name": name, "group": group, "value": float(value), "se": error, "by_prompt": share.tolist(), **counted}
-
-
-def _drawn_by(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The run that drew the pictures of a folder, and how."""
-    path = folder / "settings.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        run_dir = folder.resolve().parent.parent
-        records.load_config(run_dir)
-        if isinstance(settings, dict) and isinstance(settings.get("step"), int):
-            return run_dir, settings
-    except (OSError, ValueError, UserError):
-        pass
-    raise UserError(f"{folder}: is not a folder of pictures that a run drew (RUN/samples/...), so no score is its own")

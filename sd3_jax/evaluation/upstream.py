@@ -1,0 +1,87 @@
+"""Results of GenEval's own evaluator (Ghosh et al. 2023), imported: its summary, with errors that it lacks."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from sd3_jax.errors import UserError
+from sd3_jax.evaluation.geneval import Mean, Summary, summarize
+
+NAME = "geneval"
+JUDGE = "geneval-mask2former"  # of upstream: Mask2Former of mmdetection, and CLIP for colours
+
+
+class Results(NamedTuple):
+    """Pictures as they were judged."""
+
+    correct: Bool[np.ndarray, " n"]
+    tag: list[str]
+    prompt: Int[np.ndarray, " n"]  # index among the prompts
+    prompts: list[dict[str, Any]]  # their metadata
+
+
+def read_results(path: Path) -> Results:
+    """The lines of a ``results.jsonl``. Raises UserError, naming the line, for one that is no result."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text") from None
+    correct, tags, index = list[bool](), list[str](), list[int]()
+    prompts: dict[str, int] = {}
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            said = json.loads(row["metadata"]) if isinstance(row["metadata"], str) else row["metadata"]
+            tag, verdict, key = row["tag"], row["correct"], json.dumps(said, sort_keys=True)
+            if not isinstance(verdict, bool) or not isinstance(tag, str) or not isinstance(said["prompt"], str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{path}:{number}: is not a line of GenEval's results (tag, correct, metadata)") from None
+        if key not in prompts:
+            prompts[key] = len(rows)
+            rows.append(said)
+        correct.append(verdict)
+        tags.append(tag)
+        index.append(prompts[key])
+    if not correct:
+        raise UserError(f"{path}: holds no results")
+    return Results(np.array(correct), tags, np.array(index), rows)
+
+
+def lines_of(summary: Summary, results: Results) -> list[str]:
+    """The summary as GenEval's ``summary_scores.py`` words it, each score with its error over prompts."""
+    total = [
+        f"Total images: {len(results.correct)}",
+        f"Total prompts: {len(results.prompts)}",
+        f"% correct images: {summary.images_correct:.2%}",
+        f"% correct prompts: {summary.prompts_correct:.2%}",
+    ]
+    tags = np.array(results.tag)
+    tasks = [
+        f"{name:<16} = {mean.value:.2%} ± {mean.se:.2%} ({int(results.correct[tags == name].sum())} / {mean.images})"
+        for name, mean in summary.tasks.items()
+    ]
+    return [*total, *tasks, f"Overall score (avg. over tasks): {summary.overall.value:.5f} ± {summary.overall.se:.5f}"]
+
+
+def score_rows(results: Results) -> list[dict[str, Any]]:
+    """The scores as rows of evals.jsonl, overall and of each task, prompt by prompt."""
+    summary = summarize(results.correct, results.tag, results.prompt)
+    tags, rows = np.array(results.tag), []
+    for group, mean in {"overall": summary.overall, **summary.tasks}.items():
+        own = slice(None) if group == "overall" else tags == group
+        prompt, inverse, images = np.unique(results.prompt[own], return_inverse=True, return_counts=True)
+        share = np.bincount(inverse, results.correct[own]) / images
+        by_prompt = {"by_prompt": share.tolist(), "images_by_prompt": images.tolist()} if group != "overall" else {}
+        rows.append({"name": NAME, "group": group, **_mean(mean), "judge": JUDGE, **by_prompt})
+    return rows
+
+
+def _mean(mean: Mean) -> dict[str, Any]:
+    return {"value": mean.value, "se": mean.se, "n": mean.images, "prompts": mean.prompts}
