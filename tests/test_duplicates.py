@@ -110,6 +110,14 @@ def test_marking_is_algorithm_1() -> None:
         assert not (near[np.ix_(kept, kept)] & ~np.eye(len(kept), dtype=bool)).any()  # none that is kept has a double
 
 
+def test_exact_copies_are_found_at_a_threshold_of_one() -> None:
+    pictures = np.stack([thumbnail(picture) for picture in photographs(200)])
+    unit = duplicates.whiten(duplicates.describe(np.concatenate([pictures, pictures])))
+    names = [str(i) for i in range(400)]
+    found = duplicates.find(names, names, unit, 1.0)
+    assert {own: of for own, of, _ in found.pairs} == {str(200 + i): str(i) for i in range(200)}
+
+
 def write_pictures(folder: Path, count: int = 24) -> None:
     folder.mkdir()
     for i, picture in enumerate(photographs(count)):
@@ -147,6 +155,30 @@ def test_a_set_is_prepared_without_duplicates_and_says_so(tmp_path: Path, monkey
     }
     with pytest.raises(UserError, match="was begun otherwise .*left out"):
         preparing.prepare(source, out, preparing.Recipe(32), encoders)
+
+
+def test_what_is_too_small_to_be_used_is_nobodys_original(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "p")
+    original = tmp_path / "p" / "a03.png"
+    Image.open(original).resize((48, 48), Image.Resampling.BICUBIC).save(original)
+    source = sources.find(str(tmp_path / "p"))
+    every = deduplication.deduplicate(source, tmp_path / "every", 0.7)
+    assert every is not None
+    assert {own for own, _, _ in every.pairs} == {"b03.png", "b08.png"}
+    large = deduplication.deduplicate(source, tmp_path / "large", 0.7, least=64)
+    assert large is not None
+    assert {own for own, _, _ in large.pairs} == {"b08.png"}
+
+
+def test_descriptors_of_another_source_are_not_taken_for_this_one(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "p")
+    source = sources.find(str(tmp_path / "p"))
+    (tmp_path / "set" / deduplication.FOLDER).mkdir(parents=True)
+    few = sources.first(source, 20)
+    deduplication.deduplicate(few, tmp_path / "set", 0.7)
+    (tmp_path / "set" / deduplication.RESULT).unlink()  # as of one that was interrupted before its end
+    with pytest.raises(UserError, match=r"settings\.json: was found otherwise \(source folder, 1 chunks"):
+        deduplication.deduplicate(source, tmp_path / "set", 0.7)
 
 
 def test_of_a_file_that_a_table_names_twice_the_first_stays(tmp_path: Path) -> None:

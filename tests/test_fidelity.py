@@ -8,16 +8,9 @@ from tiny import tiny
 from sd3_jax.data import captions
 from sd3_jax.data.composition import TASKS
 from sd3_jax.evaluation import fidelity, prompts, scene_judge, truth
-from sd3_jax.evaluation.fidelity import Moments, frechet, moments
+from sd3_jax.evaluation.fidelity import Moments, frechet, merge, moments
 
 RNG = np.random.default_rng(0)
-
-
-def merge(one: Moments, other: Moments) -> Moments:
-    """The moments of both sets together (Chan, Golub and LeVeque 1979)."""
-    n, apart = one.n + other.n, other.mean - one.mean
-    mean = one.mean + apart * (other.n / n)
-    return Moments(n, mean, one.scatter + other.scatter + np.outer(apart, apart) * (one.n * other.n / n))
 
 
 def gaussian(mean, covariance, n=1000):

@@ -1,5 +1,6 @@
 """Runs on prepared sets, sampled and scored: any text is a prompt, and they are measured from what is stored."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -169,6 +170,14 @@ def test_pictures_are_drawn_and_read_when_the_set_has_gone(data, run, tmp_path) 
             conditioning.held_out(records.load_config(run), run)
     finally:
         gone.rename(folder)
+
+
+def test_a_set_without_square_pictures_says_so(data, run, config, monkeypatch) -> None:
+    oblong = [dataclasses.replace(shard, size=(16, 32)) for shard in data[1].shards]
+    changed = dataclasses.replace(data[1], shards=tuple(oblong))
+    monkeypatch.setattr(likeness, "read_manifest", lambda folder: changed)
+    with pytest.raises(UserError, match="has no picture of 24x24 pixels in its train split"):
+        likeness.memorisation_row(run, 8, FEW, captions=4)
 
 
 def test_whether_pictures_were_learnt_by_heart_is_held_against_captions_that_were_not_trained_on(data, run) -> None:

@@ -15,6 +15,7 @@ import sd3_jax
 from sd3_jax.cli import (
     autoencoding,
     converting,
+    distance,
     emoji,
     figures,
     flows,
@@ -42,6 +43,7 @@ COMMANDS = (
     pictures.sample,
     pictures.evaluate,
     pictures.geneval,
+    distance.distance,
     voting.vote,
     voting.votes,
     converting.convert,

@@ -90,7 +90,7 @@ def sample(
     step = generate.steps_saved(run)[-1] if step is None else step
     canvas = generate.check_size(config, _size(size)) if size is not None else None
     out = out or run / "samples" / generate.folder_name(step, sampler, wanted, canvas)
-    with _progress(f"{run.resolve().name}, step {step}", sum(prompt.images for prompt in wanted)) as report:
+    with progress(f"{run.resolve().name}, step {step}", sum(prompt.images for prompt in wanted)) as report:
         generate.sample(run, step, wanted, sampler, out, batch, report, size=canvas)
     print(out)
 
@@ -220,7 +220,7 @@ def _memorisation(
 
     rows = []
     for run, own in _due(runs, steps, None).items():
-        with _progress(run.resolve().name, 2 * len(own) * captions * memorisation.EACH) as report:
+        with progress(run.resolve().name, 2 * len(own) * captions * memorisation.EACH) as report:
             found = [likeness.memorisation_row(run, step, sampler, captions, report) for step in own]
         write_scores(run, found)
         rows += [{"run": run.resolve().name, **row} for row in found]
@@ -303,7 +303,7 @@ def _evaluate_runs(
         fan_out.evaluate(costs, workers, console, command, folders, pictures)
     else:
         for run, own in due.items():
-            with _progress(run.resolve().name, pictures[run]) as report:
+            with progress(run.resolve().name, pictures[run]) as report:
                 for one in requests:
                     evaluation.evaluate_run(run, one, own, report)
     names = records.names_of(list(due))
@@ -421,7 +421,7 @@ def _weights(name: str) -> Any:
 
 
 @contextmanager
-def _progress(name: str, pictures: int) -> Iterator[Callable[[int], None]]:
+def progress(name: str, pictures: int) -> Iterator[Callable[[int], None]]:
     """A bar of pictures with the time left on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda done: None

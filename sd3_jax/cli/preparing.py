@@ -107,7 +107,9 @@ def prepare(
 
         own, left_out = _part(part), None
         if deduplicate is not None:
-            twice = deduplication.deduplicate(found, out, deduplicate, part=own, workers=workers, report=report)
+            twice = deduplication.deduplicate(
+                found, out, deduplicate, least=least, part=own, workers=workers, report=report
+            )
             if twice is None:
                 raise Stopped(f"{out}: part {part} is described; run the same command again once all parts are")
             left_out = twice.left_out

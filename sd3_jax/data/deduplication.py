@@ -2,8 +2,9 @@
 
 ::
 
-    OUT/.descriptors/00012.npz     places, ids and descriptors of a chunk; with it, it is done
-    OUT/duplicates.json            threshold, descriptor, counts at other thresholds, and why each picture goes
+    OUT/.descriptors/settings.json  what is described, and by what
+    OUT/.descriptors/00012.npz      places, ids and descriptors of a chunk; with it, it is done
+    OUT/duplicates.json             threshold, the settings, counts at other thresholds, and why each picture goes
 
 Several machines may describe a share of the chunks each. Who goes is decided once, by the first that finds all chunks
 described, and read by the others: every part leaves out the same pictures.
@@ -21,13 +22,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sd3_jax import records
-from sd3_jax.data import duplicates
+from sd3_jax.data import duplicates, sources
 from sd3_jax.data.duplicates import Found
 from sd3_jax.data.pieces import Ready, Recipe, look
 from sd3_jax.data.sources import Chunk, Source, place_of
 from sd3_jax.errors import UserError
 
-FOLDER, RESULT = ".descriptors", "duplicates.json"
+FOLDER, SETTINGS, RESULT = ".descriptors", "settings.json", "duplicates.json"
 BATCH = 256
 
 
@@ -48,23 +49,30 @@ def deduplicate(
     out: Path,
     threshold: float,
     descriptor: Descriptor = WAVES,
+    least: int = 1,
     part: tuple[int, int] = (1, 1),
     workers: int = 2,
     report: Callable[[int, int, int], None] = lambda looked, done, chunks: None,
 ) -> Found | None:
     """Which pictures of a source go, and why; None while other parts have chunks that are not described.
 
+    ``least``: pixels that the shorter side of a picture must have; one that is not used is nobody's original.
     Raises UserError where ``out`` holds the answer to another question.
     """
-    asked = {"threshold": threshold, "descriptor": descriptor.name, "chunks": len(source.chunks)}
+    settings = {"descriptor": descriptor.name, "least": least, "source": sources.tell_apart(source)}
+    asked = {"threshold": threshold, **settings}
     if (out / RESULT).exists():
         return _read(out / RESULT, asked)
+    if (out / FOLDER / SETTINGS).exists():
+        _check(out / FOLDER / SETTINGS, settings)
+    else:
+        records.write_atomic(out / FOLDER / SETTINGS, json.dumps(settings) + "\n")
     looked, chunks = 0, list(enumerate(source.chunks))[part[0] - 1 :: part[1]]
     with ThreadPoolExecutor(workers) as threads:
         for done, (number, chunk) in enumerate(chunks):
             path = out / FOLDER / f"{number:05d}.npz"
             if not path.exists():
-                looked += _describe(chunk, path, descriptor, threads)
+                looked += _describe(chunk, path, descriptor, least, threads)
             report(looked, done + 1, len(chunks))
     paths = [out / FOLDER / f"{number:05d}.npz" for number in range(len(source.chunks))]
     if not all(path.exists() for path in paths):
@@ -94,28 +102,36 @@ def _described(path: Path) -> _Described:
         with np.load(path, allow_pickle=False) as kept:
             return _Described(kept["places"].tolist(), kept["ids"].tolist(), kept["descriptors"])
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        raise UserError(
-            f"{path}: is not what sd3-jax prepare wrote; delete it, and run the same command again"
-        ) from None
+        raise _not_ours(path) from None
 
 
 def _read(path: Path, asked: dict) -> Found:
+    tree = _check(path, asked)
+    try:
+        return Found(tree["left_out"], tree["counts"], [(a, b, float(s)) for a, b, s in tree["pairs"]])
+    except (ValueError, KeyError, TypeError):
+        raise _not_ours(path) from None
+
+
+def _check(path: Path, asked: dict) -> dict:
+    """A small file of ours, if it is the answer to this question."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         differ = [f"{key} {tree[key]} -> {value}" for key, value in asked.items() if tree[key] != value]
-        found = Found(tree["left_out"], tree["counts"], [(a, b, float(s)) for a, b, s in tree["pairs"]])
     except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path}: is not what sd3-jax prepare wrote; delete it, and run the same command again"
-        ) from None
+        raise _not_ours(path) from None
     if differ:
         raise UserError(f"{path}: was found otherwise ({'; '.join(differ)}); name a new folder, or delete this one")
-    return found
+    return tree
 
 
-def _describe(chunk: Chunk, path: Path, descriptor: Descriptor, threads: ThreadPoolExecutor) -> int:
+def _not_ours(path: Path) -> UserError:
+    return UserError(f"{path}: is not what sd3-jax prepare wrote; delete it, and run the same command again")
+
+
+def _describe(chunk: Chunk, path: Path, descriptor: Descriptor, least: int, threads: ThreadPoolExecutor) -> int:
     """Describe the pictures of a chunk that can be read; how many items it has."""
-    items, recipe = chunk.items(), Recipe(descriptor.side)
+    items, recipe = chunk.items(), Recipe(descriptor.side, least=least)
     places, ids, vectors = list[int](), list[str](), list[Float[np.ndarray, "b d"]]()
     for first in range(0, len(items), BATCH):
         looked = enumerate(threads.map(lambda item: look(item, recipe), items[first : first + BATCH]), first)

@@ -19,9 +19,10 @@ from sd3_jax.errors import UserError
 
 SIDE = 32  # pixels of the thumbnails that are described
 WAVES = (8, 4, 4)  # of brightness and the two colours: the lowest cosines, as many on a side
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # at which duplicates are counted
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)  # at which duplicates are counted
 TO_CLUSTER = 1000  # pictures, roughly
 MOST_CLUSTERS = 16_000  # the paper's
+_ROUNDING = 1e-6  # by which the cosine of equal descriptors may miss 1
 _RIDGE = 0.03  # of the mean variance: directions in which hardly any picture varies are not blown up
 
 
@@ -75,7 +76,7 @@ def find_pairs(unit: Float[np.ndarray, "n d"], least: float) -> Pairs:
     """All pairs whose similarity, the cosine, is at least ``least``; in order. For the members of one cluster."""
     index = _faiss().IndexFlatIP(unit.shape[1])
     index.add(unit)
-    limits, similarity, other = index.range_search(unit, least - 1e-6)
+    limits, similarity, other = index.range_search(unit, least - _ROUNDING)
     one = np.repeat(np.arange(len(unit)), np.diff(limits).astype(int))
     keep = one < other
     one, other, similarity = one[keep], other[keep], similarity[keep]
@@ -90,7 +91,7 @@ def mark(count: int, pairs: Pairs, threshold: float) -> Int[np.ndarray, " n"]:
     is marked marks none, so that a chain of small changes is not followed to its end.
     """
     of = np.full(count, -1)
-    near = pairs.similarity >= threshold
+    near = pairs.similarity >= threshold - _ROUNDING
     first, second = pairs.first[near], pairs.second[near]
     for one in np.unique(first):
         if of[one] < 0:

@@ -32,7 +32,13 @@ class Picture(NamedTuple):
 
 
 def read(data: bytes, sizes: Sequence[tuple[int, int]], least: int = 1) -> Picture:
-    """Decode, turn upright, put on white, and cut out the middle at the one of ``sizes`` that is nearest in shape.
+    """Decode, and cut out the middle at the one of ``sizes`` that is nearest in shape. Errors of :func:`decode`."""
+    whole = decode(data, least)
+    return cut(whole, nearest((whole.height, whole.width), sizes))
+
+
+def decode(data: bytes, least: int = 1) -> Image.Image:
+    """The picture of a file, upright and on white, as RGB.
 
     ``least``: pixels that the shorter side must have. Raises Unreadable for anything that is not a whole picture.
     """
@@ -45,7 +51,7 @@ def read(data: bytes, sizes: Sequence[tuple[int, int]], least: int = 1) -> Pictu
         if min(image.size) < least:
             raise Unreadable(f"has a side of fewer than {least} pixels")
         upright = ImageOps.exif_transpose(image) or image
-        whole = on_white(upright)
+        return on_white(upright)
     except Unreadable:
         raise
     except Image.DecompressionBombError:
@@ -54,7 +60,6 @@ def read(data: bytes, sizes: Sequence[tuple[int, int]], least: int = 1) -> Pictu
         raise Unreadable(f"is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise whatever a crooked file makes them trip over
         raise Unreadable(f"cannot be decoded ({' '.join(str(error).split())[:80]})") from None
-    return cut(whole, nearest((whole.height, whole.width), sizes))
 
 
 def on_white(image: Image.Image) -> Image.Image:

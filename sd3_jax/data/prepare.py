@@ -96,8 +96,7 @@ def _claim(out: Path, source: Source, recipe: Recipe, encoders: Encoders, left_o
         **{f"text {i + 1}": _plain(text.part) for i, text in enumerate(encoders.texts)},
         "compute": encoders.compute,
         "batch": encoders.batch,  # which may change the last bits of what an encoder gives
-        "source": f"{source.kind}, {len(source.chunks)} chunks, {_hash([chunk.name for chunk in source.chunks])}"
-        + ("" if source.items is None else f", {source.items} pictures"),
+        "source": sources.tell_apart(source),
         "left out": f"{len(left_out)} pictures, {_hash(left_out)}",
     }
     asked = json.loads(json.dumps(asked))

@@ -55,6 +55,15 @@ def moments(features: Float[np.ndarray, "n d"]) -> Moments:
     return Moments(len(rows), mean, (rows - mean).T @ (rows - mean))
 
 
+def merge(one: Moments, other: Moments) -> Moments:
+    """The moments of both sets together (Chan, Golub and LeVeque 1979)."""
+    n, apart = one.n + other.n, other.mean - one.mean
+    if not n:
+        return one
+    mean = one.mean + apart * (other.n / n)
+    return Moments(n, mean, one.scatter + other.scatter + np.outer(apart, apart) * (one.n * other.n / n))
+
+
 def frechet(one: Moments, other: Moments) -> float:
     """The squared distance of the Gaussians, at least 0; symmetric.
 
@@ -74,20 +83,30 @@ def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
 
 
 def influence(features: Float[np.ndarray, "n d"], reference: Moments) -> Float[np.ndarray, " n"]:
-    """The derivative of the distance by the weight of each row: its mean over the rows is 0, nearly.
-
-    The gradient by the mean is ``2 (m - m')`` and by the covariance ``1 - T``, T the linear map that carries the one
-    Gaussian to the other. Directions in which the rows do not vary carry nothing.
-    """
+    """The derivative of the distance by the weight of each row: its mean over the rows is 0, nearly."""
     own = moments(features)
+    return influence_of(features, own, *gradient(own, reference))
+
+
+def gradient(own: Moments, reference: Moments) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """The derivative of the distance by the mean, ``2 (m - m')``, and by the covariance, ``1 - T``.
+
+    T is the linear map that carries the one Gaussian to the other. Directions in which the rows do not vary carry
+    nothing.
+    """
     root = _root(reference.covariance)
     values, vectors = np.linalg.eigh(root @ own.covariance @ root)
     kept = values > 1e-10 * max(values.max(), 1e-300)
     inverse = (vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T
-    change = np.eye(len(root)) - root @ inverse @ root
-    apart = np.asarray(features, np.float64) - own.mean
-    squares = np.sum((apart @ change) * apart, axis=1)
-    return 2 * apart @ (own.mean - reference.mean) + squares - np.trace(change @ own.covariance)
+    return 2 * (own.mean - reference.mean), np.eye(len(root)) - root @ inverse @ root
+
+
+def influence_of(
+    rows: Float[np.ndarray, "n d"], own: Moments, slope: Float[np.ndarray, " d"], bend: Float[np.ndarray, "d d"]
+) -> Float[np.ndarray, " n"]:
+    """The influence of rows of a set whose moments are ``own``, from the gradient of the distance."""
+    apart = np.asarray(rows, np.float64) - own.mean
+    return apart @ slope + np.sum((apart @ bend) * apart, axis=1) - np.trace(bend @ own.covariance)
 
 
 def distance(

@@ -75,8 +75,7 @@ def distance_rows(
 def _features(folder: Path, split: str, most: int, side: int) -> Float[np.ndarray, "n d"]:
     """Features of at most so many square pictures of a split, as its autoencoder gives them back."""
     manifest = read_manifest(folder)
-    square = tuple(shard for shard in manifest.shards if shard.size == (side, side))
-    prepared = Prepared(folder, dataclasses.replace(manifest, shards=square), split)
+    prepared = _square(Prepared(folder, manifest, split), side)
     codec, channels = frozen.codec_of(manifest), manifest.autoencoder.channels
     chosen = np.concatenate([group.record for group in latents.choose(prepared, most, seed=0)])
     found = []
@@ -87,15 +86,24 @@ def _features(folder: Path, split: str, most: int, side: int) -> Float[np.ndarra
     return np.concatenate(found)
 
 
+def _square(prepared: Prepared, side: int) -> Prepared:
+    """The square pictures of a split. Raises UserError if there is none."""
+    square = tuple(shard for shard in prepared.manifest.shards if shard.size == (side, side))
+    if not any(shard.examples for shard in square if shard.split == prepared.split):
+        raise UserError(f"{prepared.folder}: has no picture of {side}x{side} pixels in its {prepared.split} split")
+    return prepared._replace(manifest=dataclasses.replace(prepared.manifest, shards=square))
+
+
 def memorisation_row(
     run_dir: Path, step: int, sampler: Sampler, captions: int, report: Report = lambda pictures: None
 ) -> dict[str, Any]:
     """The share of captions whose pictures come out alike (paper's appendix E.3), of those trained on; as one row.
 
-    ``chance`` is that of captions that were held out, which cannot have been learnt by heart. A sheet of the pictures
+    ``chance`` is that of captions that were held out, which cannot have been learnt by heart, unless they are captions
+    of training pictures too, as names of classes are: then both shares are of the same prompts. A sheet of the pictures
     that come nearest to those trained on, each below its own, is written beside the drawn ones, as nearest.png.
 
-    Raises UserError for a run of scenes, of which none is ever shown twice.
+    Raises UserError for a run of scenes, of which none is ever shown twice, and for a set without square pictures.
     """
     config = records.load_config(run_dir)
     if config.data.source != "encoded":
@@ -143,8 +151,7 @@ def memorisation_row(
 
 def _examples(prepared: Prepared, count: int, side: int) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
     """Captions of a split, drawn by lot, with their pictures as the set's autoencoder gives them back."""
-    square = tuple(shard for shard in prepared.manifest.shards if shard.size == (side, side))
-    prepared = prepared._replace(manifest=dataclasses.replace(prepared.manifest, shards=square))
+    prepared = _square(prepared, side)
     codec, channels = frozen.codec_of(prepared.manifest), prepared.manifest.autoencoder.channels
     chosen = [int(i) for group in latents.choose(prepared, count, seed=1) for i in group.record]
     found = {}

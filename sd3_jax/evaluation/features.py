@@ -1,0 +1,172 @@
+"""What distances are measured on: functions of pictures of any size, chosen by name, their weights from local folders.
+
+======================  ==========================================================================================
+``scene``               :func:`sd3_jax.evaluation.fidelity.scene_features` of the middle square at 64 px; no weights
+``scene=SIDE``          the same at another side, a multiple of 8
+``clip=FOLDER``         a CLIP of transformers: image embeddings
+``dinov2=FOLDER``       a DINOv2 of transformers: the class token of the last layer, normed
+``inception=FOLDER``    FID's Inception v3, tensors as pytorch-fid and torch-fidelity name them
+======================  ==========================================================================================
+
+CLIP and DINOv2 are read, and pictures prepared, by transformers as the folder's own processor says, with Pillow
+whatever else is installed. Weights are safetensors alone, never a pickle; nothing of a folder is run.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from jaxtyping import Float, UInt8
+from PIL import Image
+from safetensors.numpy import load_file
+
+from sd3_jax.data import pictures
+from sd3_jax.errors import UserError
+from sd3_jax.evaluation import fidelity, inception
+
+SIDE = 64  # of pictures whose scene features are measured
+BATCH = 32  # pictures at once
+Images = Sequence[UInt8[np.ndarray, "H W 3"]]
+Embed = Callable[[Images], Float[np.ndarray, "n d"]]
+
+_KINDS = {"clip": ("clip",), "dinov2": ("dinov2", "dinov2_with_registers")}  # model_type of a folder's config.json
+
+
+class Extractor(NamedTuple):
+    """A function of pictures, its name, and what tells it from others of the name: a digest of its weights."""
+
+    name: str
+    digest: str
+    embed: Embed
+    texts: Callable[[Sequence[str]], Float[np.ndarray, "n d"]] | None = None  # of CLIP: embeddings of texts
+
+
+def load(spec: str) -> Extractor:
+    """The features that a name means. Raises UserError for another name, or a folder that does not hold them."""
+    kind, given, rest = spec.partition("=")
+    if kind == "scene":
+        return _scene(spec, rest if given else str(SIDE))
+    if kind not in (*_KINDS, "inception") or not rest:
+        raise UserError(f"--features {spec}: is not one of scene, clip=FOLDER, dinov2=FOLDER, inception=FOLDER")
+    folder = Path(rest)
+    files = sorted(folder.glob("*.safetensors"))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; {kind} is read from a local one")
+    if not files:
+        raise UserError(f"{folder}: has no weights as .safetensors; a pickle (.bin, .pt, .pth) is not read, convert it")
+    return (_inception if kind == "inception" else _transformers)(kind, folder, files)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Of the bytes of files of weights, in the order of their names: sixteen hex digits."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                total.update(block)
+    return total.hexdigest()[:16]
+
+
+def _scene(spec: str, side: str) -> Extractor:
+    if not side.isdecimal() or not 8 <= int(side) <= 4096 or int(side) % fidelity.PATCH:
+        raise UserError(f"--features {spec}: the side is a multiple of {fidelity.PATCH} pixels, such as scene=64")
+
+    def embed(images: Images) -> Float[np.ndarray, "n 63"]:
+        square = (int(side), int(side))
+        cut = [pictures.cut(Image.fromarray(image), square).pixels for image in images]
+        return fidelity.scene_features(np.stack(cut)).astype(np.float32)
+
+    return Extractor("scene", f"{fidelity.VERSION}:{side}", embed)
+
+
+# --- inception ------------------------------------------------------------------------------------------------------
+
+
+def _inception(kind: str, folder: Path, files: Sequence[Path]) -> Extractor:
+    if len(files) > 1:
+        raise UserError(f"{folder}: holds {len(files)} files of weights; FID's Inception is one")
+    try:
+        stored = load_file(files[0])
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{files[0]}: cannot be read ({error})") from None
+    weights = {name: jnp.asarray(tensor, jnp.float32) for name, tensor in stored.items() if tensor.ndim}
+    try:
+        jax.eval_shape(inception.features, weights, jnp.zeros((1, inception.SIDE, inception.SIDE, 3)))
+    except KeyError as error:
+        raise UserError(f"{files[0]}: is not FID's Inception: it has no tensor {error}") from None
+    except (TypeError, ValueError):
+        raise UserError(f"{files[0]}: is not FID's Inception: its tensors do not fit each other") from None
+    compute = jax.jit(inception.features)
+
+    def embed(images: Images) -> Float[np.ndarray, "n d"]:
+        found = []
+        for i in range(0, len(images), BATCH):
+            own = [inception.prepare(image) for image in images[i : i + BATCH]]
+            filled = np.stack([*own, *[own[-1]] * (BATCH - len(own) if i else 0)])
+            found.append(np.asarray(compute(weights, filled))[: len(own)])
+        return np.concatenate(found)
+
+    return Extractor(kind, _digest(files), embed)
+
+
+# --- transformers ---------------------------------------------------------------------------------------------------
+
+
+def _transformers(kind: str, folder: Path, files: Sequence[Path]) -> Extractor:
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise UserError(f"--features {kind}: needs torch: pip install 'sd3_jax[encoders]'; scene does not") from None
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise UserError(f"{folder}: has no config.json of transformers") from None
+    if found not in _KINDS[kind]:
+        raise UserError(f"{folder}: holds a model of type {found}, not {kind}")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        net, said = transformers.AutoModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    except Exception as error:  # of many kinds, for what a folder may lack
+        raise UserError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:160]})") from None
+    if said["missing_keys"] or said["mismatched_keys"]:
+        lacking = sorted(map(str, [*said["missing_keys"], *said["mismatched_keys"]]))
+        raise UserError(f"{folder}: its weights are not those of its config.json: {lacking[0]} is not there")
+    net.to(device).eval()
+
+    def embed(images: Images) -> Float[np.ndarray, "n d"]:
+        rows = []
+        for i in range(0, len(images), BATCH):
+            own = [Image.fromarray(image) for image in images[i : i + BATCH]]
+            pixels = processor(images=own, return_tensors="pt")["pixel_values"].to(device)
+            with torch.inference_mode():
+                given = net.get_image_features(pixel_values=pixels) if kind == "clip" else net(pixel_values=pixels)
+            rows.append(getattr(given, "pooler_output", given).float().cpu().numpy())
+        return np.concatenate(rows)
+
+    def texts(said: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise UserError(f"{folder}: has no tokenizer ({' '.join(str(error).split())[:120]})") from None
+        rows = []
+        for i in range(0, len(said), BATCH):
+            given = tokenizer(list(said[i : i + BATCH]), padding=True, truncation=True, return_tensors="pt").to(device)
+            with torch.inference_mode():
+                out = net.get_text_features(input_ids=given["input_ids"], attention_mask=given["attention_mask"])
+            rows.append(getattr(out, "pooler_output", out).float().cpu().numpy())
+        return np.concatenate(rows)
+
+    return Extractor(kind, _digest(files), embed, texts if kind == "clip" else None)
