@@ -59,10 +59,13 @@ def due_steps(run_dir: Path) -> list[int]:
 
 
 def best_step(run_dir: Path) -> int:
-    """Of the steps that are due, that of the lowest validation loss of the averaged weights (paper section 5.1)."""
+    """Of the steps that are due, that of the lowest validation loss of the averaged weights (paper section 5.1).
+
+    The last, if there is no such loss at any of them.
+    """
     rows = records.read_rows(run_dir / "metrics.jsonl")[0]
     losses = {row["step"]: row["loss"] for row in rows if row.get("weights") == "ema" and "loss" in row}
-    return min(due_steps(run_dir), key=lambda step: losses.get(step, float("inf")))
+    return min(due_steps(run_dir), key=lambda step: (losses.get(step, float("inf")), -step))
 
 
 def folder_of(run_dir: Path, step: int, request: Request) -> Path:

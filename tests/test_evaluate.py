@@ -76,6 +76,15 @@ def test_due_are_the_last_step_and_those_whose_checkpoint_is_kept(runs):
     assert evaluate.due_steps(runs / "d02-s0") == [4, 8]
 
 
+def test_the_best_step_is_that_of_the_lowest_averaged_loss_or_the_last(runs, tmp_path):
+    run_dir = tmp_path / "one"
+    shutil.copytree(runs / "d02-s0", run_dir, ignore=shutil.ignore_patterns("samples", "metrics.jsonl"))
+    for losses, best in (({4: 0.2, 8: 0.3}, 4), ({4: 0.3, 8: 0.2}, 8), ({}, 8)):
+        rows = [{"step": step, "split": "validation", "weights": "ema", "loss": loss} for step, loss in losses.items()]
+        records.write_rows(run_dir / "metrics.jsonl", [*rows, {"step": 4, "weights": "raw", "loss": 0.1}])
+        assert evaluate.best_step(run_dir) == best
+
+
 def test_every_row_says_how_it_came_to_be(rows, runs):
     written, broken = records.read_rows(runs / "d02-s0" / "evals.jsonl")
     assert broken == 0
