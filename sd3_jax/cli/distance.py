@@ -11,7 +11,7 @@ from sd3_jax.cli.options import JsonOption
 from sd3_jax.cli.pictures import progress
 
 _SET_HELP = "A folder of pictures (all below it, or GenEval's samples), or a prepared set: what it holds out."
-_FEATURES_HELP = "scene, or clip=FOLDER, dinov2=FOLDER, inception=FOLDER with weights as safetensors."
+_FEATURES_HELP = "scene or effnet-lite0, or clip=FOLDER, dinov2=FOLDER, inception=FOLDER with weights as safetensors."
 _SHOWN = 5  # unreadable pictures that are named
 _WORDS = {
     "fd": "Frechet (biased upwards)",
