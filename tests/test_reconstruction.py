@@ -92,7 +92,7 @@ def test_what_a_picture_becomes_depends_on_no_other_and_survives_the_disk(traine
     assert learned.load(moved).described.digest == codec.described.digest
 
 
-@pytest.mark.parametrize("how", ["no weights", "cut weights", "another size", "no configuration"])
+@pytest.mark.parametrize("how", ["no weights", "cut weights", "another size", "no configuration", "words", "negative"])
 def test_a_broken_autoencoder_is_one_line(trained: Path, tmp_path: Path, how: str) -> None:
     for file in trained.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -103,6 +103,9 @@ def test_a_broken_autoencoder_is_one_line(trained: Path, tmp_path: Path, how: st
     if how == "another size":
         tree = json.loads((tmp_path / learned.CONFIG).read_text())
         (tmp_path / learned.CONFIG).write_text(json.dumps(tree | {"width": 24}))
+    if how in ("words", "negative"):
+        tree = json.loads((tmp_path / learned.CONFIG).read_text())
+        (tmp_path / learned.CONFIG).write_text(json.dumps(tree | {"channels": "four" if how == "words" else -4}))
     if how == "no configuration":
         (tmp_path / learned.CONFIG).write_text("{")
     with pytest.raises(UserError) as error:
@@ -134,3 +137,11 @@ def test_the_commands_train_one_and_put_it_beside_others(tmp_path: Path, capsys:
     assert "28.62" in out  # the paper's
     with Image.open(tmp_path / "reconstructions.png") as page:
         assert page.width > 8 * 16
+    for wrong, said in (
+        ((made, "cosine:8x5", *size), "--size 16: is no multiple of the 5 pixels of a latent of cosine:8x5"),
+        (("cosine:8x4", "--size", 8), "--size 8: SSIM looks at windows of 11 pixels"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            main([str(argument) for argument in ("reconstruct", folder, *wrong, "--out", tmp_path)])
+        assert refused.value.code == 2
+        assert said in capsys.readouterr().err

@@ -72,8 +72,15 @@ def reconstruct(
     from sd3_jax.data import frozen, prepare
     from sd3_jax.evaluation import reconstruction
 
+    if size < reconstruction.WINDOW:
+        raise UserError(f"--size {size}: SSIM looks at windows of {reconstruction.WINDOW} pixels")
     codecs = [frozen.load_codec(spec) for spec in autoencoders]
+    for one in (codec.described for codec in codecs):
+        if size % one.downsample:
+            raise UserError(f"--size {size}: is no multiple of the {one.downsample} pixels of a latent of {one.source}")
     images = prepare.read_pictures(source, size, "validation", hold_out, number)
+    if len(images) < 2:
+        raise UserError(f"{source}: holds out one picture, and two have an error; --hold-out takes a share of more")
     rows = reconstruction.rows(codecs, images)
     cells = [["autoencoder", "channels", "f", "PSNR, dB", "SSIM", "Frechet"]]
     for row in rows:

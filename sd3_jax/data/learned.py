@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.errors
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -111,8 +112,12 @@ def load(folder: Path) -> ImageCodec:
         raise UserError(f"{folder}: is not an autoencoder of sd3-jax autoencoder ({error})") from None
     model = training.model
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
-    size = jnp.zeros((1, training.downsample, training.downsample, 3))
-    wanted = jax.eval_shape(model.init, jax.random.key(0), size)["params"]
+    try:
+        size = jnp.zeros((1, training.downsample, training.downsample, 3))
+        wanted = jax.eval_shape(model.init, jax.random.key(0), size)["params"]
+    except (TypeError, ValueError, AttributeError, ArithmeticError, flax.errors.FlaxError) as error:
+        why = " ".join(str(error).split())[:80]
+        raise UserError(f"{folder}: its {CONFIG} describes no autoencoder ({why})") from None
     shapes = jax.tree.map(lambda leaf: leaf.shape, (wanted, params))
     if shapes[0] != shapes[1]:
         raise UserError(f"{folder}: its weights are not those of its {CONFIG}")
