@@ -1,5 +1,6 @@
 """Runs on prepared sets, sampled and scored: any text is a prompt, and they are measured from what is stored."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -77,6 +78,33 @@ def test_what_is_said_and_drawn_passes_the_sets_own_encoders(data, run, config) 
     assert not np.any(nothing[1])
     with pytest.raises(UserError, match="without t5: the set has no such text encoder; it has words"):
         conditioning.of_run(config, run, ["t5"])
+
+
+def test_nothing_is_written_where_an_encoder_is_not_there(run, tmp_path) -> None:
+    wanted = [prompts.Prompt(np.zeros(0, int), {"prompt": "a fox"}, 1)]
+    with pytest.raises(UserError, match="without t5"):
+        generate.sample(run, 8, wanted, Sampler(2, 2.0, without=("t5",)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    generate.sample(run, 8, wanted, FEW, tmp_path / "out")
+
+
+def test_pictures_of_no_square_have_nothing_to_be_compared_with(data, run, config, tmp_path) -> None:
+    folder, manifest = data
+    wide = dataclasses.replace(manifest, shards=tuple(dataclasses.replace(s, size=(16, 40)) for s in manifest.shards))
+    other = tmp_path / "wide"
+    other.mkdir()
+    (other / examples.MANIFEST).write_text(json.dumps(examples.to_dict(wide)))
+    for shard in wide.shards:
+        (other / shard.file).symlink_to(folder / shard.file)
+    with pytest.raises(UserError, match=r"wide: split validation has too few pictures of 24x24 pixels"):
+        likeness._features(other, "validation", 10, 24)
+    with pytest.raises(UserError, match=r"wide: split train has too few pictures of 24x24 pixels"):
+        likeness._examples(Prepared(other, wide, "train"), 3, 24)
+
+
+def test_a_level_of_round_robin_has_two_examples_at_least(data, run) -> None:
+    with pytest.raises(UserError, match="set: has 9 examples; levels round-robin needs 16"):
+        likeness.loss_rows(run, data[0], "round-robin", "ema", [8], most=9)
 
 
 def test_any_text_is_drawn_and_a_prompt_alone_decides_its_noise(run, tmp_path) -> None:

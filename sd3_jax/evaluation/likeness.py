@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sd3_jax import records
+from sd3_jax import checks, records
 from sd3_jax.config import RunConfig
 from sd3_jax.data import frozen, latents
 from sd3_jax.data.examples import read_manifest
@@ -74,10 +74,8 @@ def distance_rows(
 @functools.lru_cache(maxsize=4)
 def _features(folder: Path, split: str, most: int, side: int) -> Float[np.ndarray, "n d"]:
     """Features of at most so many square pictures of a split, as its autoencoder gives them back."""
-    manifest = read_manifest(folder)
-    square = tuple(shard for shard in manifest.shards if shard.size == (side, side))
-    prepared = Prepared(folder, dataclasses.replace(manifest, shards=square), split)
-    codec, channels = frozen.codec_of(manifest), manifest.autoencoder.channels
+    prepared = _square(Prepared(folder, read_manifest(folder), split), side)
+    codec, channels = frozen.codec_of(prepared.manifest), prepared.manifest.autoencoder.channels
     chosen = np.concatenate([group.record for group in latents.choose(prepared, most, seed=0)])
     found = []
     for first in range(0, len(chosen), _CHUNK):
@@ -143,8 +141,7 @@ def memorisation_row(
 
 def _examples(prepared: Prepared, count: int, side: int) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
     """Captions of a split, drawn by lot, with their pictures as the set's autoencoder gives them back."""
-    square = tuple(shard for shard in prepared.manifest.shards if shard.size == (side, side))
-    prepared = prepared._replace(manifest=dataclasses.replace(prepared.manifest, shards=square))
+    prepared = _square(prepared, side)
     codec, channels = frozen.codec_of(prepared.manifest), prepared.manifest.autoencoder.channels
     chosen = [int(i) for group in latents.choose(prepared, count, seed=1) for i in group.record]
     found = {}
@@ -152,6 +149,17 @@ def _examples(prepared: Prepared, count: int, side: int) -> dict[str, UInt8[np.n
         caption = example.captions.get("original") or next(iter(example.captions.values()))
         found[caption.text] = codec.decode(example.latent[None, ..., :channels].astype(np.float32))[0]
     return found
+
+
+def _square(prepared: Prepared, side: int) -> Prepared:
+    """The pictures of a split that are as those a run draws. Raises UserError for fewer than two."""
+    shards = tuple(shard for shard in prepared.manifest.shards if shard.size == (side, side))
+    own = prepared._replace(manifest=dataclasses.replace(prepared.manifest, shards=shards))
+    if own.manifest.count(own.split) < 2:
+        raise UserError(
+            f"{own.folder}: split {own.split} has too few pictures of {side}x{side} pixels to compare those drawn with"
+        )
+    return own
 
 
 def loss_rows(
@@ -164,12 +172,16 @@ def loss_rows(
 ) -> list[dict[str, Any]]:
     """The validation loss of checkpoints on a prepared set (paper section 5.2.1), on all of it or ``most`` examples.
 
-    Raises UserError for a run of scenes, and for a set that was encoded otherwise than the run's.
+    Raises UserError for a run of scenes, and for a set that is too small, or was encoded otherwise than the run's.
     """
     config = records.load_config(run_dir)
     trained = conditioning.manifest_of(config, run_dir)
     there = encoded.split_of(read_manifest(folder), trained)[1]
     count = there if most is None else min(there, most)
+    if levels == "round-robin" and count < checks.LEAST_ROBIN:
+        raise UserError(
+            f"{folder}: has {count} examples; levels round-robin needs {checks.LEAST_ROBIN}, two of each level"
+        )
     spec = dataclasses.replace(config.evaluation, levels=levels, examples=count)
     config = dataclasses.replace(config, evaluation=spec)
     held = encoded.find_held(config, folder, trained)

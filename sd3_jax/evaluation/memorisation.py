@@ -13,9 +13,6 @@ from jaxtyping import Bool, Float, UInt8
 
 TILES = 4  # on a side: 16 tiles, 128 pixels each at 512, in proportion here
 NEAR = 0.15  # the paper's epsilon
-SIDE = 64  # pixels; larger pictures are averaged down to this before they are compared
-
-
 EACH = 8  # pictures drawn of a caption
 CLIQUE = 4  # of them near one another make a caption memorised
 
