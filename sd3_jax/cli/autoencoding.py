@@ -42,6 +42,7 @@ def autoencoder(
         raise UserError(f"{out}: is not empty; name a new folder")
     training = learned.Training(channels, downsample, width, blocks, steps, batch, seed=seed)
     images = prepare.read_pictures(source, size, "train", hold_out, limit)
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before it is trained
     bars = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
     with Progress(TextColumn("training"), *bars, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=steps, loss="")

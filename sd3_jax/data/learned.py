@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, UInt8
 from sd3_jax import records
 from sd3_jax.data.examples import Autoencoder
 from sd3_jax.data.frozen import ImageCodec
-from sd3_jax.errors import UserError
+from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.models.codec import Codec, loss
 
 KIND = "sd3_jax"
@@ -64,7 +64,10 @@ def is_here(folder: Path) -> bool:
 
 
 def fit(images: UInt8[np.ndarray, "n H W 3"], training: Training, report: Report = lambda step, loss: None) -> Any:
-    """Parameters of an autoencoder of these pictures, float32. Raises UserError for sides that do not divide."""
+    """Parameters of an autoencoder of these pictures, float32.
+
+    Raises UserError for sides that do not divide, and RunFailed for a loss that is not finite.
+    """
     n, height, width, _ = images.shape
     if height % training.downsample or width % training.downsample:
         raise UserError(f"pictures of {height}x{width}: a side is no multiple of downsample {training.downsample}")
@@ -87,6 +90,8 @@ def fit(images: UInt8[np.ndarray, "n H W 3"], training: Training, report: Report
         chosen = order.randint(0, n, training.batch)
         params, state, value = step(params, state, images[chosen], jax.random.fold_in(key, number))
         if number % 20 == 19 or number == training.steps - 1:
+            if not np.isfinite(value):
+                raise RunFailed(f"the autoencoder's loss is not finite after {number + 1} steps, and it is not saved")
             report(number + 1, float(value))
     return params
 
