@@ -195,6 +195,11 @@ def test_a_set_with_nothing_held_out_needs_another_that_was_encoded_alike(tmp_pa
     config = encoded(tmp_path / "set", manifest, **{"data.validation": str(tmp_path / "coco")})
     held = sets.find(config, tmp_path).held
     assert (held.folder, held.split) == (tmp_path / "coco", "train")
+    rewrite(
+        tmp_path / "coco", held.manifest, autoencoder=dataclasses.replace(manifest.autoencoder, shift=0.7, scale=3.0)
+    )
+    held = sets.find(config, tmp_path / "other").held
+    assert held.manifest.autoencoder == manifest.autoencoder  # losses are told of what is trained on, not of itself
     other = rewrite(tmp_path / "coco", manifest, autoencoder=dataclasses.replace(manifest.autoencoder, digest="b"))
     assert other != manifest
     with pytest.raises(UserError, match="coco: its autoencoder is another"):
