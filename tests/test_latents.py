@@ -244,6 +244,17 @@ def test_the_loss_of_a_model_that_says_zero_is_the_targets_size_whatever_the_chu
     assert "loss_t8" not in robin
 
 
+def test_fewer_examples_are_the_first_of_more_each_with_the_same_rank(tmp_path: Path) -> None:
+    manifest = noise_set(tmp_path, sizes=[SQUARE, (16, 32)], validation=50)
+    few, more = (
+        {int(rank): int(record) for group in latents.choose(Prepared(tmp_path, manifest, "validation"), count, 3)
+         for rank, record in zip(*group, strict=True)}
+        for count in (20, 100)
+    )  # fmt: skip
+    assert sorted(more.values()) == list(range(100))
+    assert few == {rank: more[rank] for rank in range(20)}
+
+
 def test_the_error_of_one_level_in_turn_covers() -> None:
     generator = np.random.default_rng(0)
     level, each = np.arange(8) * 0.3, []
