@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from sd3_jax.data import examples, frozen
-from sd3_jax.data.examples import Autoencoder, Caption, Example, Manifest, Part
+from sd3_jax.data.examples import Autoencoder, Caption, Example, Manifest, Part, Shard
 from sd3_jax.errors import UserError
 
 # SD3's layout at a quarter of a hundredth of its size: CLIP-L and CLIP-G side by side, then T5.
@@ -104,6 +105,25 @@ def test_a_manifest_comes_back_and_nonsense_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match=said):
             examples.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [None, "x", [], {}, 1.5, True])
+@pytest.mark.parametrize(
+    "where",
+    [("image_size",), ("autoencoder", "downsample"), ("parts", 0, "tokens"), ("shards", 0, "examples"),
+     ("shards", 0, "file"), ("shards", 0, "size", 1)],
+)  # fmt: skip
+def test_a_manifest_of_wrong_kinds_is_one_line(tmp_path: Path, where: tuple, wrong: Any) -> None:
+    shard = Shard("a.array_record", "train", (24, 24), 3, 100, 7)
+    tree = leaf = examples.to_dict(dataclasses.replace(manifest(), shards=(shard,)))
+    for key in where[:-1]:
+        leaf = leaf[key]
+    if where[-1] == "file" and wrong == "x":
+        return
+    leaf[where[-1]] = wrong
+    (tmp_path / examples.MANIFEST).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="is of another kind"):
+        examples.read_manifest(tmp_path)
 
 
 def test_the_cosine_codec_loses_nothing_with_all_its_channels_and_only_detail_with_few() -> None:

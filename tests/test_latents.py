@@ -195,6 +195,11 @@ def test_a_set_with_nothing_held_out_needs_another_that_was_encoded_alike(tmp_pa
     config = encoded(tmp_path / "set", manifest, **{"data.validation": str(tmp_path / "coco")})
     held = sets.find(config, tmp_path).held
     assert (held.folder, held.split) == (tmp_path / "coco", "train")
+    rewrite(
+        tmp_path / "coco", held.manifest, autoencoder=dataclasses.replace(manifest.autoencoder, shift=0.7, scale=3.0)
+    )
+    held = sets.find(config, tmp_path / "other").held
+    assert held.manifest.autoencoder == manifest.autoencoder  # losses are told of what is trained on, not of itself
     other = rewrite(tmp_path / "coco", manifest, autoencoder=dataclasses.replace(manifest.autoencoder, digest="b"))
     assert other != manifest
     with pytest.raises(UserError, match="coco: its autoencoder is another"):
@@ -237,6 +242,17 @@ def test_the_loss_of_a_model_that_says_zero_is_the_targets_size_whatever_the_chu
         assert robin[f"loss_t{k}"] == pytest.approx(1 + second[k::8].mean(), rel=3e-3)
     assert robin["loss"] == pytest.approx(np.mean([robin[f"loss_t{k}"] for k in range(8)]), rel=1e-6)
     assert "loss_t8" not in robin
+
+
+def test_fewer_examples_are_the_first_of_more_each_with_the_same_rank(tmp_path: Path) -> None:
+    manifest = noise_set(tmp_path, sizes=[SQUARE, (16, 32)], validation=50)
+    few, more = (
+        {int(rank): int(record) for group in latents.choose(Prepared(tmp_path, manifest, "validation"), count, 3)
+         for rank, record in zip(*group, strict=True)}
+        for count in (20, 100)
+    )  # fmt: skip
+    assert sorted(more.values()) == list(range(100))
+    assert few == {rank: more[rank] for rank in range(20)}
 
 
 def test_the_error_of_one_level_in_turn_covers() -> None:

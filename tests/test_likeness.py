@@ -80,6 +80,33 @@ def test_what_is_said_and_drawn_passes_the_sets_own_encoders(data, run, config) 
         conditioning.of_run(config, run, ["t5"])
 
 
+def test_nothing_is_written_where_an_encoder_is_not_there(run, tmp_path) -> None:
+    wanted = [prompts.Prompt(np.zeros(0, int), {"prompt": "a fox"}, 1)]
+    with pytest.raises(UserError, match="without t5"):
+        generate.sample(run, 8, wanted, Sampler(2, 2.0, without=("t5",)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    generate.sample(run, 8, wanted, FEW, tmp_path / "out")
+
+
+def test_pictures_of_no_square_have_nothing_to_be_compared_with(data, run, config, tmp_path) -> None:
+    folder, manifest = data
+    wide = dataclasses.replace(manifest, shards=tuple(dataclasses.replace(s, size=(16, 40)) for s in manifest.shards))
+    other = tmp_path / "wide"
+    other.mkdir()
+    (other / examples.MANIFEST).write_text(json.dumps(examples.to_dict(wide)))
+    for shard in wide.shards:
+        (other / shard.file).symlink_to(folder / shard.file)
+    with pytest.raises(UserError, match=r"wide: split validation has too few pictures of 24x24 pixels"):
+        likeness._features(other, "validation", 10, 24)
+    with pytest.raises(UserError, match=r"wide: split train has too few pictures of 24x24 pixels"):
+        likeness._examples(Prepared(other, wide, "train"), 3, 24)
+
+
+def test_a_level_of_round_robin_has_two_examples_at_least(data, run) -> None:
+    with pytest.raises(UserError, match="set: has 9 examples; levels round-robin needs 16"):
+        likeness.loss_rows(run, data[0], "round-robin", "ema", [8], most=9)
+
+
 def test_any_text_is_drawn_and_a_prompt_alone_decides_its_noise(run, tmp_path) -> None:
     lines = tmp_path / "prompts.txt"
     lines.write_text("a fox, as never seen\nred disc\n")
@@ -170,14 +197,6 @@ def test_pictures_are_drawn_and_read_when_the_set_has_gone(data, run, tmp_path) 
             conditioning.held_out(records.load_config(run), run)
     finally:
         gone.rename(folder)
-
-
-def test_a_set_without_square_pictures_says_so(data, run, config, monkeypatch) -> None:
-    oblong = [dataclasses.replace(shard, size=(16, 32)) for shard in data[1].shards]
-    changed = dataclasses.replace(data[1], shards=tuple(oblong))
-    monkeypatch.setattr(likeness, "read_manifest", lambda folder: changed)
-    with pytest.raises(UserError, match="has no picture of 24x24 pixels in its train split"):
-        likeness.memorisation_row(run, 8, FEW, captions=4)
 
 
 def test_whether_pictures_were_learnt_by_heart_is_held_against_captions_that_were_not_trained_on(data, run) -> None:

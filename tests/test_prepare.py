@@ -320,6 +320,21 @@ def test_a_tar_that_wants_to_write_elsewhere_writes_nothing(tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar", "out"]
 
 
+def test_two_parts_may_begin_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = sources.find(str(pictures_of(tmp_path / "in", 25))), tmp_path / "out"
+    out.mkdir()
+    look_in = Path.iterdir
+
+    def other_begins(folder: Path) -> Any:
+        if folder == out:
+            monkeypatch.setattr(Path, "iterdir", look_in)
+            prepare.prepare(source, out, RECIPE, ENCODERS, part=(1, 2))
+        return look_in(folder)
+
+    monkeypatch.setattr(Path, "iterdir", other_begins)
+    assert prepare.prepare(source, out, RECIPE, ENCODERS, part=(2, 2)) is not None
+
+
 def test_pictures_that_are_not_wanted_are_listed_with_the_reason(tmp_path: Path) -> None:
     folder = pictures_of(tmp_path / "in", 9)
     gone = {"002.png": "is a copy of 001.png", "007.png": "is a copy of 001.png"}

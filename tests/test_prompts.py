@@ -526,16 +526,17 @@ def test_the_fingerprint_changes_with_prompts_their_order_and_their_numbers() ->
 
 @pytest.mark.parametrize(
     "line",
-    ["[" * 100_000, '{"prompt": ' + "1" * 5000 + "}"],
-    ids=["nested too deeply", "a number of too many digits"],
+    ["[" * 100_000, '{"prompt": ' + "1" * 5000 + "}", '{"prompt": "half a letter \\ud800"}'],
+    ids=["nested too deeply", "a number of too many digits", "a lone surrogate"],
 )
 def test_json_that_python_cannot_read_is_one_clear_line(line, tmp_path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(f'{{"prompt": "{GOOD}"}}\n{line}\n', encoding="utf-8")
     with pytest.raises(UserError) as error:
-        prompts.read_prompts(path, CPU)
+        prompts.read_texts(path)
     assert str(error.value).startswith(f"{path}:2: ")
     assert "\n" not in str(error.value)
+    str(error.value).encode()
 
 
 def test_a_line_of_json_ends_at_a_newline_alone(tmp_path) -> None:

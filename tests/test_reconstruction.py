@@ -1,5 +1,6 @@
 """What autoencoders give back of pictures, against closed forms and window by window; and small ones trained here."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from scipy import ndimage
 
 from sd3_jax.cli import main
 from sd3_jax.data import frozen, learned
-from sd3_jax.errors import UserError
+from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.evaluation import reconstruction
 
 RNG = np.random.default_rng(0)
@@ -78,6 +79,12 @@ def test_an_autoencoder_learns_pictures_like_those_it_saw(trained: Path) -> None
     assert reconstruction.measure(codec, new).psnr > reconstruction.psnr(new, mean).mean() + 3
 
 
+def test_an_autoencoder_that_diverges_is_not_kept() -> None:
+    wild = dataclasses.replace(TRAINING, learning_rate=float("inf"), steps=3)
+    with pytest.raises(RunFailed, match="is not finite after 3 steps"):
+        learned.fit(smooth(8), wild)
+
+
 def test_what_a_picture_becomes_depends_on_no_other_and_survives_the_disk(trained: Path, tmp_path: Path) -> None:
     codec, images = learned.load(trained), smooth(5, seed=2)
     latents = codec.encode(images)
@@ -92,7 +99,7 @@ def test_what_a_picture_becomes_depends_on_no_other_and_survives_the_disk(traine
     assert learned.load(moved).described.digest == codec.described.digest
 
 
-@pytest.mark.parametrize("how", ["no weights", "cut weights", "another size", "no configuration"])
+@pytest.mark.parametrize("how", ["no weights", "cut weights", "another size", "no configuration", "words", "negative"])
 def test_a_broken_autoencoder_is_one_line(trained: Path, tmp_path: Path, how: str) -> None:
     for file in trained.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -103,6 +110,9 @@ def test_a_broken_autoencoder_is_one_line(trained: Path, tmp_path: Path, how: st
     if how == "another size":
         tree = json.loads((tmp_path / learned.CONFIG).read_text())
         (tmp_path / learned.CONFIG).write_text(json.dumps(tree | {"width": 24}))
+    if how in ("words", "negative"):
+        tree = json.loads((tmp_path / learned.CONFIG).read_text())
+        (tmp_path / learned.CONFIG).write_text(json.dumps(tree | {"channels": "four" if how == "words" else -4}))
     if how == "no configuration":
         (tmp_path / learned.CONFIG).write_text("{")
     with pytest.raises(UserError) as error:
@@ -134,3 +144,14 @@ def test_the_commands_train_one_and_put_it_beside_others(tmp_path: Path, capsys:
     assert "28.62" in out  # the paper's
     with Image.open(tmp_path / "reconstructions.png") as page:
         assert page.width > 8 * 16
+    with pytest.raises(SystemExit):
+        main(["autoencoder", str(folder), str(folder / "0.txt" / "ae"), "--steps", "1000000", "--size", "16"])
+    assert "Not a directory" in capsys.readouterr().err
+    for wrong, said in (
+        ((made, "cosine:8x5", *size), "--size 16: is no multiple of the 5 pixels of a latent of cosine:8x5"),
+        (("cosine:8x4", "--size", 8), "--size 8: SSIM looks at windows of 11 pixels"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            main([str(argument) for argument in ("reconstruct", folder, *wrong, "--out", tmp_path)])
+        assert refused.value.code == 2
+        assert said in capsys.readouterr().err

@@ -522,8 +522,13 @@ def test_imagenet_needs_names_for_its_numbers(tmp_path: Path, monkeypatch: pytes
 # --- what it is -----------------------------------------------------------------------------------------------------
 def test_what_is_not_there_or_is_no_source_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="--images .*gone: is not a folder"):
+        sources.find(str(tmp_path / "empty"), images=tmp_path / "gone")
     for where, arguments, said in [
         (tmp_path / "gone", (), "no such file or directory"),
+        (tmp_path / "notes.txt", (), "notes.txt: is no folder, and its name ends in none of .tar, .json, .csv"),
+        ("pictures-{²..3}.tar", (), "no such file"),
         (tmp_path / "empty", (), "has no pictures"),
         (tmp_path / "empty", ("pictures",), "--as pictures: is not one of folder, table"),
         (tmp_path / "empty", ("huggingface",), "is not a dataset"),

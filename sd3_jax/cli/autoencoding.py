@@ -42,6 +42,7 @@ def autoencoder(
         raise UserError(f"{out}: is not empty; name a new folder")
     training = learned.Training(channels, downsample, width, blocks, steps, batch, seed=seed)
     images = prepare.read_pictures(source, size, "train", hold_out, limit)
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before it is trained
     bars = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
     with Progress(TextColumn("training"), *bars, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=steps, loss="")
@@ -72,13 +73,20 @@ def reconstruct(
     from sd3_jax.data import frozen, prepare
     from sd3_jax.evaluation import reconstruction
 
+    if size < reconstruction.WINDOW:
+        raise UserError(f"--size {size}: SSIM looks at windows of {reconstruction.WINDOW} pixels")
     codecs = [frozen.load_codec(spec) for spec in autoencoders]
+    for one in (codec.described for codec in codecs):
+        if size % one.downsample:
+            raise UserError(f"--size {size}: is no multiple of the {one.downsample} pixels of a latent of {one.source}")
     images = prepare.read_pictures(source, size, "validation", hold_out, number)
+    if len(images) < 2:
+        raise UserError(f"{source}: holds out one picture, and two have an error; --hold-out takes a share of more")
     rows = reconstruction.rows(codecs, images)
     cells = [["autoencoder", "channels", "f", "PSNR, dB", "SSIM", "Frechet"]]
     for row in rows:
         signal, alike = (f"{row[name]:.{k}f}±{row[f'{name}_se']:.{k}f}" for name, k in (("psnr", 2), ("ssim", 3)))
-        own = (row["autoencoder"], str(row["channels"]), str(row["downsample"]))
+        own = (Path(row["autoencoder"]).name, str(row["channels"]), str(row["downsample"]))
         cells.append([*own, signal, alike, f"{row['frechet']:.3f}"])
     for channels, paper in published.TABLE_3.items():
         cells.append(["paper, Table 3", f"{channels}", "8", f"{paper.psnr:.2f}", f"{paper.ssim:.2f}", ""])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sd3_jax.data.deduplication import Descriptor
     from sd3_jax.data.examples import Manifest
 
+MOST = 4096  # pixels on a side
+
 
 def prepare(
     source: Annotated[
@@ -29,7 +31,7 @@ def prepare(
     text: Annotated[
         list[str] | None, typer.Option(help="words:TOKENSxCHANNELS, or NAME=FOLDER[:TOKENS]; may be repeated.")
     ] = None,
-    size: Annotated[int, typer.Option(min=8, max=4096, help="Pixels on a side of the square.")] = 256,
+    size: Annotated[int, typer.Option(min=8, max=MOST, help="Pixels on a side of the square.")] = 256,
     bucket: Annotated[
         list[str] | None, typer.Option(metavar="HxW", help="A shape that pictures may have; may be repeated.")
     ] = None,
@@ -189,13 +191,13 @@ def _descriptor(spec: str) -> "Descriptor":
 
 def _shape(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise UserError(f"--bucket {text}: is not height x width in pixels, such as 48x80")
+    if not (height.isdecimal() and width.isdecimal()) or max(int(height), int(width)) > MOST:
+        raise UserError(f"--bucket {text}: is not height x width in pixels, at most {MOST}, such as 48x80")
     return int(height), int(width)
 
 
 def _part(text: str) -> tuple[int, int]:
     own, _, count = text.partition("/")
-    if not (own.isdigit() and count.isdigit()) or not 1 <= int(own) <= int(count):
+    if not (own.isdecimal() and count.isdecimal()) or not 1 <= int(own) <= int(count):
         raise UserError(f"--part {text}: is not K/N, such as 1/4 to 4/4")
     return int(own), int(count)

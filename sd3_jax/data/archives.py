@@ -50,7 +50,7 @@ def expand(pattern: str) -> list[str]:
     before, brace, rest = pattern.partition("{")
     inside, _, after = rest.partition("}")
     first, dots, last = inside.partition("..")
-    if not brace or not dots or not (first + last).isdigit():
+    if not brace or not dots or not (first.isdecimal() and last.isdecimal()):
         return [pattern]
     return [f"{before}{i:0{len(first)}d}{end}" for i in range(int(first), int(last) + 1) for end in expand(after)]
 

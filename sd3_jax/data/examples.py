@@ -254,9 +254,23 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
         manifest = Manifest(**tree)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: is not a manifest ({error}); prepare the set again") from None
+    for one in (manifest, manifest.autoencoder, *manifest.parts, *manifest.shards):
+        _check_types(path, one)
     if manifest.dtype not in DTYPES:
         raise UserError(f"{path}: dtype: {manifest.dtype!r} is not one of {', '.join(DTYPES)}")
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file:
             raise UserError(f"{path}: {shard.file!r} is not the name of a file beside it; prepare the set again")
     return manifest
+
+
+def _check_types(path: Path, one: Any) -> None:
+    """Raises UserError for a number, a text or a size that JSON gave as something else."""
+    kinds: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
+    for field_ in dataclasses.fields(one):
+        value = getattr(one, field_.name)
+        right = type(value) in kinds.get(field_.type, (type(value),))
+        if field_.name == "size":
+            right = len(value) == 2 and all(type(side) is int for side in value)
+        if not right:
+            raise UserError(f"{path}: {field_.name}: {value!r} is of another kind; prepare the set again")

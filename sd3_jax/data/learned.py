@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.errors
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from jaxtyping import Array, Float, UInt8
 from sd3_jax import records
 from sd3_jax.data.examples import Autoencoder
 from sd3_jax.data.frozen import ImageCodec
-from sd3_jax.errors import UserError
+from sd3_jax.errors import RunFailed, UserError
 from sd3_jax.models.codec import Codec, loss
 
 KIND = "sd3_jax"
@@ -63,7 +64,10 @@ def is_here(folder: Path) -> bool:
 
 
 def fit(images: UInt8[np.ndarray, "n H W 3"], training: Training, report: Report = lambda step, loss: None) -> Any:
-    """Parameters of an autoencoder of these pictures, float32. Raises UserError for sides that do not divide."""
+    """Parameters of an autoencoder of these pictures, float32.
+
+    Raises UserError for sides that do not divide, and RunFailed for a loss that is not finite.
+    """
     n, height, width, _ = images.shape
     if height % training.downsample or width % training.downsample:
         raise UserError(f"pictures of {height}x{width}: a side is no multiple of downsample {training.downsample}")
@@ -86,6 +90,8 @@ def fit(images: UInt8[np.ndarray, "n H W 3"], training: Training, report: Report
         chosen = order.randint(0, n, training.batch)
         params, state, value = step(params, state, images[chosen], jax.random.fold_in(key, number))
         if number % 20 == 19 or number == training.steps - 1:
+            if not np.isfinite(value):
+                raise RunFailed(f"the autoencoder's loss is not finite after {number + 1} steps, and it is not saved")
             report(number + 1, float(value))
     return params
 
@@ -111,8 +117,12 @@ def load(folder: Path) -> ImageCodec:
         raise UserError(f"{folder}: is not an autoencoder of sd3-jax autoencoder ({error})") from None
     model = training.model
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
-    size = jnp.zeros((1, training.downsample, training.downsample, 3))
-    wanted = jax.eval_shape(model.init, jax.random.key(0), size)["params"]
+    try:
+        size = jnp.zeros((1, training.downsample, training.downsample, 3))
+        wanted = jax.eval_shape(model.init, jax.random.key(0), size)["params"]
+    except (TypeError, ValueError, AttributeError, ArithmeticError, flax.errors.FlaxError) as error:
+        why = " ".join(str(error).split())[:80]
+        raise UserError(f"{folder}: its {CONFIG} describes no autoencoder ({why})") from None
     shapes = jax.tree.map(lambda leaf: leaf.shape, (wanted, params))
     if shapes[0] != shapes[1]:
         raise UserError(f"{folder}: its weights are not those of its {CONFIG}")

@@ -103,11 +103,12 @@ def _claim(out: Path, source: Source, recipe: Recipe, encoders: Encoders, left_o
     path = out / SETTINGS
     if not path.exists():
         ours = (f".{SETTINGS}.", deduplication.FOLDER, deduplication.RESULT)
-        if out.exists() and (not out.is_dir() or any(not p.name.startswith(ours) for p in out.iterdir())):
-            raise UserError(f"{out}: is there already, and is no preparation; name a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        records.write_atomic(path, json.dumps(asked, indent=1) + "\n")
-        return
+        strange = out.exists() and (not out.is_dir() or any(not p.name.startswith(ours) for p in out.iterdir()))
+        if not path.exists():  # still: another part may have begun meanwhile
+            if strange:
+                raise UserError(f"{out}: is there already, and is no preparation; name a new folder")
+            out.mkdir(parents=True, exist_ok=True)
+            records.write_atomic(path, json.dumps(asked, indent=1) + "\n")
     before = _read_json(path)
     keys = [key for key in {**before, **asked} if before.get(key) != asked.get(key)]
     if keys:
@@ -205,7 +206,9 @@ def _finish(out: Path, source: Source, recipe: Recipe, encoders: Encoders, origi
     if not written:
         why = Counter(row["reason"] for row in skipped).most_common(1)
         raise UserError(
-            f"{out}: not one picture could be used" + (f"; {why[0][1]:,} times: {why[0][0]}" if why else "")
+            f"{out}: not one picture could be used"
+            + (f"; {why[0][1]:,} times: {why[0][0]}" if why else "")
+            + "; put that right, delete the folder, and prepare it again"
         )
     captions = {kind for piece in done for kind in piece["captions"]}
     licences: Counter[str] = sum((Counter(piece["licences"]) for piece in done), Counter())

@@ -132,6 +132,8 @@ def find(
         raise UserError(f"{where}: no such file or directory")
     if columns.keep and kind in ("folder", "coco"):
         raise UserError(f"--keep {columns.keep[0]}: a source of kind {kind} has no columns of numbers")
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images {images}: is not a folder")
     if kind == "folder":
         return _folder(path, classes or {})
     from sd3_jax.data import archives, tables
@@ -184,6 +186,8 @@ def _looks_like(where: str, path: Path) -> str:
         return "huggingface"
     if path.is_dir():
         return "folder"
+    if path.exists():
+        raise UserError(f"{where}: is no folder, and its name ends in none of .tar, .json, {', '.join(TABLES)}")
     raise UserError(f"{where}: no such file or directory, and no name of the form tfds:NAME")
 
 

@@ -190,11 +190,12 @@ def sample(
     saved = steps_saved(run_dir)
     if step not in saved:
         raise UserError(f"{run_dir}: has no checkpoint of step {step}; there are {', '.join(map(str, saved))}")
-    _open(out, _settings(config, step, sampler, prompts, size), prompts)
     jobs = _missing(out, prompts)
-    report(sum(prompt.images for prompt in prompts) - len(jobs))
-    if jobs:
+    if jobs:  # before anything is written: an encoder may not be there
         said = said or conditioning.of_run(config, run_dir, sampler.without)
+    _open(out, _settings(config, step, sampler, prompts, size), prompts)
+    report(sum(prompt.images for prompt in prompts) - len(jobs))
+    if jobs and said:
         draw = draw or make_draw(config, sharding.make_mesh(config.mesh, config.batch), sampler, size, said)
         _draw_jobs(run_dir, config, step, jobs, sampler, out, batch, report, draw, said)
     if jax.process_index() == 0:

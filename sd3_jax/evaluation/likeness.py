@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sd3_jax import records
+from sd3_jax import checks, records
 from sd3_jax.config import RunConfig
 from sd3_jax.data import frozen, latents
 from sd3_jax.data.examples import read_manifest
@@ -74,9 +74,8 @@ def distance_rows(
 @functools.lru_cache(maxsize=4)
 def _features(folder: Path, split: str, most: int, side: int) -> Float[np.ndarray, "n d"]:
     """Features of at most so many square pictures of a split, as its autoencoder gives them back."""
-    manifest = read_manifest(folder)
-    prepared = _square(Prepared(folder, manifest, split), side)
-    codec, channels = frozen.codec_of(manifest), manifest.autoencoder.channels
+    prepared = _square(Prepared(folder, read_manifest(folder), split), side)
+    codec, channels = frozen.codec_of(prepared.manifest), prepared.manifest.autoencoder.channels
     chosen = np.concatenate([group.record for group in latents.choose(prepared, most, seed=0)])
     found = []
     for first in range(0, len(chosen), _CHUNK):
@@ -84,14 +83,6 @@ def _features(folder: Path, split: str, most: int, side: int) -> Float[np.ndarra
         stored = np.stack([example.latent[..., :channels].astype(np.float32) for example in own])
         found.append(fidelity.scene_features(codec.decode(stored)))
     return np.concatenate(found)
-
-
-def _square(prepared: Prepared, side: int) -> Prepared:
-    """The square pictures of a split. Raises UserError if there is none."""
-    square = tuple(shard for shard in prepared.manifest.shards if shard.size == (side, side))
-    if not any(shard.examples for shard in square if shard.split == prepared.split):
-        raise UserError(f"{prepared.folder}: has no picture of {side}x{side} pixels in its {prepared.split} split")
-    return prepared._replace(manifest=dataclasses.replace(prepared.manifest, shards=square))
 
 
 def memorisation_row(
@@ -161,6 +152,17 @@ def _examples(prepared: Prepared, count: int, side: int) -> dict[str, UInt8[np.n
     return found
 
 
+def _square(prepared: Prepared, side: int) -> Prepared:
+    """The pictures of a split that are as those a run draws. Raises UserError for fewer than two."""
+    shards = tuple(shard for shard in prepared.manifest.shards if shard.size == (side, side))
+    own = prepared._replace(manifest=dataclasses.replace(prepared.manifest, shards=shards))
+    if own.manifest.count(own.split) < 2:
+        raise UserError(
+            f"{own.folder}: split {own.split} has too few pictures of {side}x{side} pixels to compare those drawn with"
+        )
+    return own
+
+
 def loss_rows(
     run_dir: Path,
     folder: Path,
@@ -171,12 +173,16 @@ def loss_rows(
 ) -> list[dict[str, Any]]:
     """The validation loss of checkpoints on a prepared set (paper section 5.2.1), on all of it or ``most`` examples.
 
-    Raises UserError for a run of scenes, and for a set that was encoded otherwise than the run's.
+    Raises UserError for a run of scenes, and for a set that is too small, or was encoded otherwise than the run's.
     """
     config = records.load_config(run_dir)
     trained = conditioning.manifest_of(config, run_dir)
     there = encoded.split_of(read_manifest(folder), trained)[1]
     count = there if most is None else min(there, most)
+    if levels == "round-robin" and count < checks.LEAST_ROBIN:
+        raise UserError(
+            f"{folder}: has {count} examples; levels round-robin needs {checks.LEAST_ROBIN}, two of each level"
+        )
     spec = dataclasses.replace(config.evaluation, levels=levels, examples=count)
     config = dataclasses.replace(config, evaluation=spec)
     held = encoded.find_held(config, folder, trained)

@@ -176,6 +176,8 @@ def _object(line: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: is not JSON: {getattr(error, 'msg', 'too large a number or too deep')}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise UserError(f"{where}: has no 'prompt', a sentence such as 'a photo of a red square'")
+    if any("\ud800" <= letter <= "\udfff" for letter in row["prompt"]):
+        raise UserError(f"{where}: its 'prompt' has half a letter (a lone \\ud800 to \\udfff), and is no text")
     return row
 
 

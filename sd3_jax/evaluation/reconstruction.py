@@ -10,7 +10,8 @@ from scipy import ndimage
 from sd3_jax.data.frozen import ImageCodec
 from sd3_jax.evaluation import fidelity
 
-SIGMA, REACH = 1.5, 5  # of SSIM's window, 11 pixels wide (Wang et al. 2004)
+SIGMA, REACH = 1.5, 5  # of SSIM's window (Wang et al. 2004)
+WINDOW = 2 * REACH + 1  # pixels on a side; no picture may be smaller
 
 
 class Quality(NamedTuple):
