@@ -231,6 +231,11 @@ def status(run_dir: Path) -> Status:
     return "started" if (run_dir / "lives.jsonl").exists() else "waiting"
 
 
+def is_done(run_dir: Path, steps: int) -> bool:
+    """Whether a run has ended, and is no longer to be than it is."""
+    return status(run_dir) == "done" and total_steps(load_config(run_dir)) == steps
+
+
 def find_runs(root: Path) -> list[Path]:
     """Every run directory at or under ``root``, sorted by name."""
     if (root / "config.json").exists():

@@ -54,12 +54,18 @@ def train(
     check = lease.check if lease else lambda: None
     if writes:
         bucket.pull(run_dir, config)
+        records.check_run(run_dir, config)
+    prepared = None
+    if config.data.source == "encoded" and not group.agreed(records.is_done(run_dir, steps)):
+        prepared = encoded.find(config, run_dir, branch_from)  # before anything of the run is changed
+    if writes:
         records.open_run(run_dir, config)
     if group.agreed(records.status(run_dir) == "done"):
         return records.read_rows(run_dir / "DONE")[0][0] if writes else {}  # the others may share no disk with it
     if writes:
         (run_dir / "FAILED").unlink(missing_ok=True)
-    prepared = encoded.find(config, run_dir, branch_from) if config.data.source == "encoded" else None
+        if prepared:
+            encoded.keep(prepared, config, run_dir)
     image_flops = flops.image_flops(config)
     budgets = {budget: flops.steps_within(config, budget) for budget in config.evaluation.budgets}
     budget_steps = frozenset(step for step in budgets.values() if 1 <= step <= steps)

@@ -120,6 +120,7 @@ def test_an_end_that_a_kill_kept_from_being_copied_is_copied_later(tmp_path: Pat
     assert (tmp_path / "root" / "run" / "DONE").read_bytes() == (run_dir / "DONE").read_bytes()
 
 
+@pytest.mark.slow
 def test_no_checkpoint_is_there_without_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine is lost as soon as a checkpoint is whole: another has every row up to it."""
     config, rename = tiny(checkpoint_root=str(tmp_path / "root")), os.rename

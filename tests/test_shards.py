@@ -1,8 +1,6 @@
 """Shards of records: whole or not at all, equal bytes for equal records, and damage that is found and confined."""
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -102,18 +100,13 @@ def test_a_file_that_lost_its_end_is_named_and_the_records_before_it_are_read(tm
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from sd3_jax.data import shards\n"
+        "import pathlib, resource, signal, sys; from sd3_jax.data import shards\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"  # no file grows past this: a full disk
         "try: shards.write(pathlib.Path(sys.argv[1]) / 'x.array_record', [bytes(1000)] * 1000)\n"
         "except OSError as error: sys.exit(f'{error.filename}: {error.strerror}')"
     )
-
-    def limit() -> None:  # a file may not grow past this: what a full disk does
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], preexec_fn=limit, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert "x.array_record: " in done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []

@@ -256,10 +256,16 @@ def test_a_full_disk_is_said_and_the_vote_can_be_sent_again(site, monkeypatch) -
 
 def test_the_command_serves_until_it_is_stopped_and_the_votes_are_read(pictures) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(sd3_jax.__file__).parent.parent), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "sd3_jax.cli"]
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # which background jobs ignore
+    command = [sys.executable, "-c", f"{heed}; from sd3_jax.cli import main; main()"]
     arguments = ["vote", "first=alpha", "beta", "--prompts", "prompts.txt", "--port", "0"]
     process = subprocess.Popen(
-        [*command, *arguments], cwd=pictures, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, *arguments],
+        cwd=pictures,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     try:
         said = process.stdout.readline()

@@ -119,20 +119,27 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
 def check(folder: Path, manifest: Manifest) -> Iterator[tuple[Shard, list[str]]]:
     """Read every shard, and yield each with what is wrong with it: nothing, or a line for each file and record."""
     for shard in manifest.shards:
-        path, wrong = folder / shard.file, list[str]()
+        path = folder / shard.file
+        whole = path.is_file() and sums(path) == (shard.bytes, shard.checksum)
+        yield shard, [] if whole else list(_wrong(folder, shard))
+
+
+def _wrong(folder: Path, shard: Shard) -> Iterator[str]:
+    """What is wrong with a shard that is not as it was written."""
+    path, whole = folder / shard.file, True
+    try:
+        reader = _opened(folder, shard)
+    except DamagedError as error:
+        yield f"{error}; {sum(1 for _ in salvage(path))} records can still be read"
+        return
+    for i in range(len(reader)):
         try:
-            reader = _opened(folder, shard)
-        except DamagedError as error:
-            wrong.append(f"{error}; {sum(1 for _ in salvage(path))} records can still be read")
-        else:
-            for i in range(len(reader)):
-                try:
-                    reader.read(i)
-                except ValueError:
-                    wrong.append(str(_damaged(path, f"record {i} is damaged")))
-            if not wrong and sums(path) != (shard.bytes, shard.checksum):
-                wrong.append(str(_damaged(path, "its records are whole, and its checksum is another")))
-        yield shard, wrong
+            reader.read(i)
+        except ValueError:
+            whole = False
+            yield str(_damaged(path, f"record {i} is damaged"))
+    if whole:
+        yield str(_damaged(path, "its records are whole, and its checksum is another"))
 
 
 def salvage(path: Path) -> Iterator[bytes]:

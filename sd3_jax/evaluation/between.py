@@ -150,7 +150,8 @@ def rows(sources: Sequence[Source], measured: Sequence[Measured], extractor: Ext
     ``se`` is a standard error, of KID the deviation of its subsets. Names say the features.
     """
     one, other = (each.gathered for each in measured)
-    plain, far = distances.frechet_of(one, other), distances.extrapolate(one, other)
+    plain = distances.frechet_of(one, other)
+    far = distances.extrapolate(one, other, plain)
     kernel = distances.kid(one.rows, other.rows)
     found: list[tuple[str, float, float, dict[str, Any]]] = [
         ("fd", plain.value, plain.se, {}),

@@ -117,7 +117,7 @@ def _variance(rows: Float[np.ndarray, "n d"], own: Moments, far: Moments) -> flo
     return float(each.var(ddof=1) / own.n)
 
 
-def extrapolate(one: Gathered, other: Gathered) -> Extrapolated:
+def extrapolate(one: Gathered, other: Gathered, whole: Estimate | None = None) -> Extrapolated:
     """Frechet's distance without its bias of order 1 / n: a line in 1 / n through the whole sets and their halves.
 
     ``F(n, m) = F + a / n + b / m + ...``, so halves of both sets are as far again from F as the wholes (Chong and
@@ -125,16 +125,16 @@ def extrapolate(one: Gathered, other: Gathered) -> Extrapolated:
     disjoint, in the three ways that four pieces pair, and no set is drawn from again). The remaining bias is of order
     1 / n^2: it is small where there are several times more pictures than features. ``linear`` says whether the quarters
     lie within a tenth of where the line has them: elsewhere the value is not to be trusted. nan for fewer than two
-    pictures to a piece. The error is that of :func:`frechet_of`, equal to first order.
+    pictures to a piece. The error is that of :func:`frechet_of` (``whole``, where it is known), equal to first order.
     """
     if min(piece.n for piece in (*one.pieces, *other.pieces)) < 2:
         return Extrapolated(math.nan, math.nan, False)
-    whole, se = frechet_of(one, other)
+    value, se = whole or frechet_of(one, other)
     ways = [pair for pair in combinations(range(PIECES), 2) if 0 in pair]
     halves = float(np.mean([_between(one, other, half) for pair in ways for half in (pair, _rest(pair))]))
     quarters = float(np.mean([_between(one, other, (k,)) for k in range(PIECES)]))
-    step = halves - whole
-    return Extrapolated(whole - step, se, bool(abs(quarters - (whole + 3 * step)) <= 0.1 * abs(quarters - whole)))
+    step = halves - value
+    return Extrapolated(value - step, se, bool(abs(quarters - (value + 3 * step)) <= 0.1 * abs(quarters - value)))
 
 
 def _rest(pair: tuple[int, ...]) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class Sets(NamedTuple):
 def find(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> Sets:
     """The sets that ``config.data`` names, if they fit it and are those that the run began with.
 
-    Process 0 keeps a copy of their manifests in ``run_dir``. Raises UserError in all processes if it does in one.
+    Writes nothing. Raises UserError in all processes if it does in one.
     """
     failure = None
     try:
@@ -45,11 +45,6 @@ def find(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> S
             for folder in filter(None, (run_dir, branch_from)):
                 for name, manifest in manifests.items():
                     _check_same(folder / records.MANIFESTS[name], manifest)
-            for name, manifest in manifests.items():
-                if not (run_dir / records.MANIFESTS[name]).exists():
-                    records.write_atomic(
-                        run_dir / records.MANIFESTS[name], json.dumps(to_dict(manifest), indent=1) + "\n"
-                    )
     except UserError as error:
         failure = error
     group.together(failure)
@@ -59,6 +54,15 @@ def find(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> S
             failure = UserError(f"data: process {jax.process_index()} has another {name} set than process 0")
     group.together(failure)
     return Sets(train, held, digests)
+
+
+def keep(sets: Sets, config: RunConfig, run_dir: Path) -> None:
+    """Copy the manifests of what a run reads into its directory, when it begins."""
+    manifests = {"data": sets.train.manifest, **({"validation": sets.held.manifest} if config.data.validation else {})}
+    for name, manifest in manifests.items():
+        path = run_dir / records.MANIFESTS[name]
+        if not path.exists():
+            records.write_atomic(path, json.dumps(to_dict(manifest), indent=1) + "\n")
 
 
 def look(config: RunConfig) -> tuple[Prepared, Prepared]:
