@@ -60,6 +60,7 @@ def test_the_order_is_a_function_of_seed_and_step_and_changes_with_both() -> Non
     assert all(abs(number - 400) < 4.5 * math.sqrt(2000 * 0.2 * 0.8) for number in first.values())
 
 
+@pytest.mark.slow
 def test_a_step_draws_its_whole_batch_in_its_bucket_again_and_again() -> None:
     config = bucketed()
     draw = make_draw(config, sharding.make_mesh(config.mesh, config.batch))
@@ -326,6 +327,7 @@ def test_a_picture_of_any_size_is_eulers_method_at_the_papers_positions(run: Pat
         assert np.abs(image - expected).max() < 0.51
 
 
+@pytest.mark.slow
 def test_the_command_draws_the_size_it_is_told_and_refuses_others(sd3, run: Path) -> None:  # noqa: F811
     few = ("--images-per-task", "1", "--sampler-steps", "1")
     code, out, err = sd3("sample", str(run), "--size", "32x56", *few)

@@ -116,6 +116,7 @@ def test_what_else_is_drawn_and_on_which_mesh_changes_no_picture(run, drawn, ask
     assert np.abs(png(other, 1, 2).astype(int) - png(drawn, 0, 2)).max() <= 1
 
 
+@pytest.mark.slow
 def test_settings_change_the_pictures(run, drawn, asked, tmp_path):
     first = everything(drawn, asked[:1])
     for number, other in enumerate(

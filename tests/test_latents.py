@@ -222,6 +222,7 @@ def test_a_set_with_nothing_held_out_needs_another_that_was_encoded_alike(tmp_pa
         sets.find(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_model_that_says_zero_is_the_targets_size_whatever_the_chunks(tmp_path: Path) -> None:
     """v = 0 has the loss E||eps - x0||^2 at every level; of every level, or of one in turn."""
     sizes = [SQUARE, (16, 32)]

@@ -47,6 +47,7 @@ def test_eight_devices_agree_with_one(
     assert scores == pytest.approx(single[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_one_after_another_are_the_batch(
     single: tuple[list[float], dict[str, float]],
 ) -> None:

@@ -222,6 +222,7 @@ def test_a_brief_training_already_prefers_clean_pictures_to_noise() -> None:
     assert report["se"] == pytest.approx(np.sqrt(mean * (1 - mean) / report["n"]))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_net_and_another_another() -> None:
     params, report = trained()
     again, the_report = proxy.train_proxy(CONFIG.data, CONFIG.model, **SHORT)

@@ -103,6 +103,7 @@ def test_a_finished_run_is_left_alone(finished: Path) -> None:
     assert len(records.read_rows(finished / "lives.jsonl")[0]) == 1
 
 
+@pytest.mark.slow
 def test_a_branch_equals_the_run_that_cools_down_from_the_start(finished: Path, tmp_path: Path) -> None:
     config = tiny(**{"evaluation.budgets": [5e7, 1e15], "optimizer.cooldown": 0.25})
     branch, whole = tmp_path / "branch", tmp_path / "whole"
@@ -245,6 +246,7 @@ def test_checkpoints_of_which_none_can_be_read_are_one_clear_line_and_kept(tmp_p
     assert (run_dir / "checkpoints" / "broken-4").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_saves_exits_42_and_ends_as_if_it_had_not(tmp_path: Path) -> None:
     config = tiny(steps=400, log_every=50, **{"evaluation.per_decade": 0})
     run_dir, whole = tmp_path / "told", tmp_path / "whole"
