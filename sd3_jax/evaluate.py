@@ -5,6 +5,7 @@ what is due follows from the run directory alone, so nothing that was due is los
 command again does only what is missing. What is found in a picture is kept beside it, under its checksum.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,9 +80,15 @@ def _prompts(run_dir: Path, request: Request) -> list[prompts.Prompt]:
     config = records.load_config(run_dir)
     if config.data.source == "scenes":
         return prompts.scene_prompts(config.data, request.images_per_task, request.prompt_seed)
-    held = conditioning.held_out(config, run_dir)
-    number = len(geneval.TAGS) * request.images_per_task
-    return conditioning.held_out_prompts(held, number, request.prompt_seed, fewer=True)
+    return list(_held_out(run_dir, request.images_per_task, request.prompt_seed))
+
+
+@functools.lru_cache(maxsize=16)
+def _held_out(run_dir: Path, images_per_task: int, seed: int) -> tuple[prompts.Prompt, ...]:
+    """Captions that a run never saw: read once, since every folder and every row is named by them."""
+    held = conditioning.held_out(records.load_config(run_dir), run_dir)
+    number = len(geneval.TAGS) * images_per_task
+    return tuple(conditioning.held_out_prompts(held, number, seed, fewer=True))
 
 
 def pictures_due(run_dir: Path, request: Request, steps: Sequence[int] | None = None) -> int:

@@ -105,7 +105,7 @@ def _range(rows: Sequence[Mapping[str, Any]], key: str) -> str:
     return f"{label}: {', '.join(parts)}" if parts else ""
 
 
-_DISTANCES = ("scene-frechet", "picture-frechet", "validation-loss")  # the lower the better
+_DISTANCES = ("scene-frechet", "picture-frechet")  # the lower the better
 _COLUMNS = {
     "geneval": "scene-geneval",
     "soft": "scene-geneval-soft",

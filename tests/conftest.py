@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # in a worker it is there: workers inherit it and share the cache
     _cache = tempfile.TemporaryDirectory(prefix="sd3_jax_tests_", ignore_cleanup_errors=True)
@@ -11,3 +13,20 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # in a worker it is there: wo
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 
 collect_ignore = ["make_fixtures.py"]  # a script that needs torch and diffusers, not a module of doctests
+
+
+@pytest.fixture
+def sd3(capsys, tmp_path, monkeypatch):
+    """Run the command line in this process: (status, standard output, standard error)."""
+    from sd3_jax.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call

@@ -11,7 +11,6 @@ from booth import CAPTIONS, HOSTILE, SYSTEMS, answer_to, ballot_of, write_flat, 
 from PIL import Image
 
 from analysis import voting as drawn
-from sd3_jax import cli
 from sd3_jax.voting import results, votes
 from sd3_jax.voting.ballot import make_ballot
 
@@ -19,21 +18,6 @@ from sd3_jax.voting.ballot import make_ballot
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     return write_pictures(tmp_path)
-
-
-@pytest.fixture
-def sd3(capsys, tmp_path, monkeypatch):
-    """Run the command line in this process: (status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(arguments)
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return call
 
 
 def test_every_pair_is_asked_and_nothing_that_is_shown_says_whose_a_picture_is(pictures) -> None:

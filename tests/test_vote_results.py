@@ -10,24 +10,9 @@ from scipy import stats
 from synthetic import SETTING, write_sweep
 
 import analysis
-from sd3_jax import cli, records
+from sd3_jax import records
 from sd3_jax.evaluation import preference
 from sd3_jax.voting import results
-
-
-@pytest.fixture
-def sd3(capsys, tmp_path, monkeypatch):
-    """Run the command line in this process: (status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(arguments)
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return call
 
 
 def vote_rows(rng: np.random.Generator, strengths: dict[str, float], prompts: int, raters: int = 2) -> list[dict]:

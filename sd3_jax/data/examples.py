@@ -3,8 +3,8 @@
 ::
 
     DIR/manifest.json                  what the arrays mean: autoencoder, text encoders, shapes, shards, statistics
-    DIR/train-00000.array_record       shards, each one msgpack record to an example
-    DIR/validation-00000.array_record
+    DIR/train-00000-000.array_record   shards, each one msgpack record to an example
+    DIR/validation-00000-000.array_record
     DIR/skipped.jsonl                  pictures that could not be used, and why
 
 A record holds what encoders gave, as they gave it: all positions of every text encoder (padded states are not zeros,

@@ -88,7 +88,7 @@ def batches(
         chosen = []
         for position in cycle * config.batch + rows:
             synthetic = config.data.synthetic and _uniform(seed, bucket, int(position)) < config.data.synthetic
-            chosen.append((_read(sources[bucket], int(position), manifest), "synthetic" if synthetic else "original"))
+            chosen.append((_read(sources[bucket], int(position), prepared), "synthetic" if synthetic else "original"))
         return collate(chosen, manifest)
 
     return _ahead(grain.MapDataset.range(start, start + 2**40).map(read), len(rows) * _bytes_each(prepared))
@@ -125,7 +125,7 @@ def read_chunks(prepared: Prepared, chunks: Sequence[Int[np.ndarray, " n"]]) -> 
     records = Records(prepared.folder, [s for s in prepared.manifest.shards if s.split == prepared.split])
 
     def read(chunk: int) -> Rows:
-        examples = [_read(records, int(i), prepared.manifest) for i in chunks[chunk]]
+        examples = [_read(records, int(i), prepared) for i in chunks[chunk]]
         return collate([(example, "original") for example in examples], prepared.manifest)
 
     largest = max(map(len, chunks), default=0) * _bytes_each(prepared)
@@ -136,7 +136,7 @@ def read_examples(prepared: Prepared, chosen: Sequence[int]) -> Iterator[Example
     """Some of a split's records, one by one. Errors of :func:`batches`."""
     records = Records(prepared.folder, [s for s in prepared.manifest.shards if s.split == prepared.split])
     for i in chosen:
-        yield _read(records, int(i), prepared.manifest)
+        yield _read(records, int(i), prepared)
 
 
 def _bytes_each(prepared: Prepared) -> float:
@@ -156,11 +156,13 @@ def _ahead(read: grain.MapDataset, size: float) -> Iterator[Rows]:
         raise UserError(str(error).partition("\n")[0]) from None
 
 
-def _read(source: Any, position: int, manifest: Manifest) -> Example:
+def _read(source: Any, position: int, prepared: Prepared) -> Example:
     try:
-        return unpack(source[position], manifest)
-    except (DamagedError, ValueError) as error:
+        return unpack(source[position], prepared.manifest)
+    except DamagedError as error:
         raise UserError(str(error)) from None
+    except ValueError as error:
+        raise UserError(f"{prepared.folder}: record {position} of split {prepared.split}: {error}") from None
 
 
 def collate(chosen: Sequence[tuple[Example, str]], manifest: Manifest) -> Rows:

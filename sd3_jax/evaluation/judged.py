@@ -17,6 +17,7 @@ from sd3_jax.config import DataConfig
 from sd3_jax.data import captions
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import fidelity, folders, geneval, prompts, scene_judge, scores, truth
+from sd3_jax.evaluation.fidelity import Distance
 from sd3_jax.evaluation.geneval import Mean
 
 
@@ -234,9 +235,17 @@ def distance_rows(
     reference, ceiling = truth.reference(data, channels, words, tuple(images.tolist()))
     tags = [pictures.prompts[index]["tag"] for index in pictures.prompt[chosen]]
     found = fidelity.distance(fidelity.scene_features(pictures.images[chosen]), reference, prompt, tags)
-    row = {
-        "name": fidelity.NAME,
-        "group": scores.OVERALL if {*tags} >= {*geneval.TAGS} else f"of {len({*tags})}",
+    group = scores.OVERALL if {*tags} >= {*geneval.TAGS} else f"of {len({*tags})}"
+    return [distance_row(fidelity.NAME, group, found, ceiling, pictures, setting)]
+
+
+def distance_row(
+    name: str, group: str, found: Distance, ceiling: Distance, pictures: Pictures, setting: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A distance of pictures, beside that of as many true ones, as a row."""
+    return {
+        "name": name,
+        "group": group,
         "value": found.value,
         "se": found.se,
         "n": found.n,
@@ -248,7 +257,6 @@ def distance_rows(
         "features": fidelity.VERSION,
         **({"partial": partial(pictures.problems)} if pictures.problems else {}),
     }
-    return [row]
 
 
 def length_rows(pictures: Pictures, setting: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ the distances; the ceiling is as many pictures that were trained on.
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -53,22 +52,8 @@ def distance_rows(
     others = _features(Path(config.data.path), "train", count, side)
     ceiling = fidelity.distance(others, reference, np.arange(len(others)), ["any"] * len(others))
     found = fidelity.distance(fidelity.scene_features(pictures.images), reference, pictures.prompt, ["any"] * count)
-    row = {
-        "name": NAME,
-        "group": scores.OVERALL,
-        "value": found.value,
-        "se": found.se,
-        "n": found.n,
-        "prompts": found.prompts,
-        "ceiling": ceiling.value,
-        "ceiling_se": ceiling.se,
-        "reference_n": reference.n,
-        **setting,
-        "pictures": zlib.crc32(pictures.checksums.tobytes()),
-        "features": fidelity.VERSION,
-        **({"partial": judged.partial(pictures.problems)} if pictures.problems else {}),
-    }
-    return [row]
+    row = judged.distance_row(NAME, scores.OVERALL, found, ceiling, pictures, setting)
+    return [row | {"reference_n": reference.n}]
 
 
 @functools.lru_cache(maxsize=4)

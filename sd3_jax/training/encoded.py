@@ -40,7 +40,7 @@ def find(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> S
     failure = None
     try:
         train, held = look(config)
-        manifests = {"data": train.manifest, **({"validation": held.manifest} if config.data.validation else {})}
+        manifests = _manifests(config, train, held)
         if jax.process_index() == 0:
             for folder in filter(None, (run_dir, branch_from)):
                 for name, manifest in manifests.items():
@@ -58,11 +58,15 @@ def find(config: RunConfig, run_dir: Path, branch_from: Path | None = None) -> S
 
 def keep(sets: Sets, config: RunConfig, run_dir: Path) -> None:
     """Copy the manifests of what a run reads into its directory, when it begins."""
-    manifests = {"data": sets.train.manifest, **({"validation": sets.held.manifest} if config.data.validation else {})}
-    for name, manifest in manifests.items():
+    for name, manifest in _manifests(config, sets.train, sets.held).items():
         path = run_dir / records.MANIFESTS[name]
         if not path.exists():
             records.write_atomic(path, json.dumps(to_dict(manifest), indent=1) + "\n")
+
+
+def _manifests(config: RunConfig, train: Prepared, held: Prepared) -> dict[str, Manifest]:
+    """Of the sets that a run reads, by their names in ``records.MANIFESTS``; one that does both is named once."""
+    return {"data": train.manifest, **({"validation": held.manifest} if config.data.validation else {})}
 
 
 def look(config: RunConfig) -> tuple[Prepared, Prepared]:
@@ -79,8 +83,8 @@ def find_held(config: RunConfig, folder: Path, trained: Manifest) -> Prepared:
     """
     manifest = read_manifest(folder)
     split, count = split_of(manifest, trained)
-    plain = [(part.name, part.digest, part.tokens) for part in manifest.parts]
-    if plain != [(part.name, part.digest, part.tokens) for part in trained.parts]:
+    of = lambda one: [(part.name, part.digest, part.tokenizer, part.tokens) for part in one.parts]  # noqa: E731
+    if of(manifest) != of(trained):
         raise UserError(f"{folder}: its text encoders are others than those of what is trained on")
     ours, theirs = trained.autoencoder, manifest.autoencoder
     if (ours.digest, ours.channels, ours.downsample) != (theirs.digest, theirs.channels, theirs.downsample):
