@@ -343,7 +343,7 @@ def test_weights_of_another_model_are_one_line(clip, tmp_path):
     )
     assert "visual_projection" in error(f"clip={tmp_path / 'less'}")
     (tmp_path / "less" / "model.safetensors").write_bytes(b"")
-    assert "cannot be loaded" in error(f"clip={tmp_path / 'less'}")
+    assert "cannot be read" in error(f"clip={tmp_path / 'less'}")
     (tmp_path / "less" / "config.json").unlink()
     assert "config.json" in error(f"clip={tmp_path / 'less'}")
 

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,18 @@ def read(data: bytes, sizes: Sequence[tuple[int, int]], least: int = 1) -> Pictu
     """Decode, and cut out the middle at the one of ``sizes`` that is nearest in shape. Errors of :func:`decode`."""
     whole = decode(data, least)
     return cut(whole, nearest((whole.height, whole.width), sizes))
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a picture's file. Raises Unreadable for one that is not there, or too large."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise Unreadable("has too many bytes")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Unreadable("is missing") from None
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
 
 
 def decode(data: bytes, least: int = 1) -> Image.Image:

@@ -62,13 +62,9 @@ def find(path: Path) -> Source:
     def read(problems: list[str]) -> Iterator[Shown]:
         for file, prompt in files:
             try:
-                if file.stat().st_size > pictures.MOST_BYTES:
-                    raise pictures.Unreadable("has too many bytes")
-                yield Shown(np.asarray(pictures.decode(file.read_bytes())), prompt)
+                yield Shown(np.asarray(pictures.decode(pictures.content_of(file))), prompt)
             except pictures.Unreadable as error:
                 problems.append(f"{file}: {error}")
-            except OSError as error:
-                problems.append(f"{file}: {error.strerror or error}")
 
     return Source(path, len(files), read)
 

@@ -14,9 +14,7 @@ whatever else is installed. Weights are safetensors alone; EfficientNet's packag
 pickle, which is looked at and never unpickled (:mod:`legacy`). Nothing of a folder is run.
 """
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +29,7 @@ from safetensors.numpy import load_file
 
 from sd3_jax.data import pictures
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import efficientnet, fidelity, inception, legacy
+from sd3_jax.evaluation import efficientnet, fidelity, inception, legacy, weights
 
 SIDE = 64  # of pictures whose scene features are measured
 BATCH, FILL = 32, 8  # pictures at once, at most and of which a multiple
@@ -62,22 +60,8 @@ def load(spec: str) -> Extractor:
     if kind not in (*_KINDS, "inception") or not rest:
         raise UserError(f"--features {spec}: is not one of {', '.join(SPECS)}")
     folder = Path(rest)
-    files = sorted(folder.glob("*.safetensors"))
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; {kind} is read from a local one")
-    if not files:
-        raise UserError(f"{folder}: has no weights as .safetensors; a pickle (.bin, .pt, .pth) is not read, convert it")
+    files = weights.files_of(folder, kind)
     return (_inception if kind == "inception" else _transformers)(kind, folder, files)
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """Of the bytes of files of weights, in the order of their names: sixteen hex digits."""
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                total.update(block)
-    return total.hexdigest()[:16]
 
 
 def _scene(spec: str, side: str) -> Extractor:
@@ -127,10 +111,10 @@ def _network(
     prepare: Callable[[UInt8[np.ndarray, "H W 3"]], Float[np.ndarray, "h w 3"]],
     features: Callable[..., Any],
 ) -> Extractor:
-    weights = {name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items() if tensor.ndim}
+    given = {name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items() if tensor.ndim}
     size = prepare(np.zeros((8, 8, 3), np.uint8)).shape
     try:
-        jax.eval_shape(features, weights, jnp.zeros((1, *size)))
+        jax.eval_shape(features, given, jnp.zeros((1, *size)))
     except KeyError as error:
         raise UserError(f"{file}: is not {called}: it has no tensor {error}") from None
     except (TypeError, ValueError, ZeroDivisionError):
@@ -142,42 +126,18 @@ def _network(
         for i in range(0, len(images), BATCH):
             own = [prepare(image) for image in images[i : i + BATCH]]
             filled = np.stack([*own, *[own[-1]] * (-len(own) % FILL)])  # few shapes: each is compiled
-            found.append(np.asarray(compute(weights, filled))[: len(own)])
+            found.append(np.asarray(compute(given, filled))[: len(own)])
         return np.concatenate(found)
 
-    return Extractor(kind, _digest([file]), embed)
+    return Extractor(kind, weights.digest([file]), embed)
 
 
 # --- transformers ---------------------------------------------------------------------------------------------------
 
 
 def _transformers(kind: str, folder: Path, files: Sequence[Path]) -> Extractor:
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise UserError(f"--features {kind}: needs torch: pip install 'sd3_jax[encoders]'; scene does not") from None
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        raise UserError(f"{folder}: has no config.json of transformers") from None
-    if found not in _KINDS[kind]:
-        raise UserError(f"{folder}: holds a model of type {found}, not {kind}")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        net, said = transformers.AutoModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    except Exception as error:  # of many kinds, for what a folder may lack
-        raise UserError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:160]})") from None
-    if said["missing_keys"] or said["mismatched_keys"]:
-        lacking = sorted(map(str, [*said["missing_keys"], *said["mismatched_keys"]]))
-        raise UserError(f"{folder}: its weights are not those of its config.json: {lacking[0]} is not there")
-    net.to(device).eval()
+    torch, library, net, device = weights.load(folder, kind, "AutoModel", _KINDS[kind])
+    processor = weights.read(library.AutoImageProcessor, folder, backend="pil")
 
     def embed(images: Images) -> Float[np.ndarray, "n d"]:
         rows = []
@@ -190,10 +150,7 @@ def _transformers(kind: str, folder: Path, files: Sequence[Path]) -> Extractor:
         return np.concatenate(rows)
 
     def texts(said: Sequence[str]) -> Float[np.ndarray, "n d"]:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:
-            raise UserError(f"{folder}: has no tokenizer ({' '.join(str(error).split())[:120]})") from None
+        tokenizer = weights.read(library.AutoTokenizer, folder)
         rows = []
         for i in range(0, len(said), BATCH):
             given = tokenizer(list(said[i : i + BATCH]), padding=True, truncation=True, return_tensors="pt").to(device)
@@ -202,4 +159,4 @@ def _transformers(kind: str, folder: Path, files: Sequence[Path]) -> Extractor:
             rows.append(getattr(out, "pooler_output", out).float().cpu().numpy())
         return np.concatenate(rows)
 
-    return Extractor(kind, _digest(files), embed, texts if kind == "clip" else None)
+    return Extractor(kind, weights.digest(files), embed, texts if kind == "clip" else None)

@@ -1,0 +1,1 @@
+"""Judges whose networks run in torch (extra ``scorers``): each a function from folders of weights to a Scorer."""
