@@ -80,7 +80,7 @@ def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
         chart.add_column(heading, justify="right", no_wrap=True)
     for run, step in systems:
         own = {(row["name"], row["group"]): row for row in rows if (row["run"], row.get("step")) == (run, step)}
-        values = [_value(own.get((name, "overall")), brief=name in _DISTANCES) for name in columns.values()]
+        values = [value(own.get((name, "overall")), brief=name in _DISTANCES) for name in columns.values()]
         chart.add_row(run, "" if step is None else f"{step:,}", *values)
     lines = [_range(rows, key) for key in ("chance", "ceiling", "other_caption")]
     compared = next((row for row in rows if "proxy_accuracy" in row), None)
@@ -135,11 +135,12 @@ def _by_task(rows: Sequence[Mapping[str, Any]]) -> Table:
             above = _plus_minus(row.get("above_chance"), row.get("above_chance_se"))
             by_chance, by_truth = (_plus_minus(row.get(column), None) for column in (key, "ceiling"))
             label = "" if number else heading + (" (low is good)" if name in _DISTANCES else "")
-            chart.add_row(label, row["group"], _value(row), by_chance, above, by_truth, str(row.get("n", "")))
+            chart.add_row(label, row["group"], value(row), by_chance, above, by_truth, str(row.get("n", "")))
     return chart
 
 
-def _value(row: Mapping[str, Any] | None, brief: bool = False) -> str:
+def value(row: Mapping[str, Any] | None, brief: bool = False) -> str:
+    """A row's value and its error, with a star where it is partial; nothing where there is no row."""
     if row is None:
         return ""
     if row["name"].endswith("-elo"):

@@ -197,7 +197,7 @@ def test_a_folder_of_true_scenes_scores_one(true_folder, sd3):
     assert far["value"] == pytest.approx(far["ceiling"], rel=0.6)
     chance = {row["name"]: row.get("chance") for row in json.loads(out) if row["group"] == "overall"}
     assert chance["scene-geneval"] < 0.2
-    assert records.read_rows(true_folder / "scores.jsonl")[0]
+    assert records.read_rows(true_folder / "evals.jsonl")[0]
 
 
 @pytest.mark.parametrize("how", ["missing", "unreadable", "size"])
@@ -217,7 +217,7 @@ def test_pictures_that_are_not_there_are_said_and_the_rest_is_marked(true_folder
     words = {"missing": "is missing", "unreadable": "cannot be read", "size": "has 30 x 24 pixels, not 24 x 24"}[how]
     assert f"00002/samples/0000.png: {words}" in err
     assert err.count("\n") == 1
-    kept, _ = records.read_rows(out / "scores.jsonl")
+    kept, _ = records.read_rows(out / "evals.jsonl")
     assert kept
     assert all("00002/samples/0000.png" in row["partial"] for row in kept)
 

@@ -405,6 +405,33 @@ def stated(text):
     return next(facts for rows in all_captions("scenes_cpu").values() for line, facts in rows if line == text)
 
 
+def test_a_table_is_read_as_partiprompts_is(tmp_path) -> None:
+    path = tmp_path / "PartiPrompts.tsv"
+    lines = [
+        "Prompt\tCategory\tChallenge\tNote",
+        "bond\tAbstract\tBasic\tBiology-inspired",
+        'A sign that says "STOP", not ""go""\tOutdoor Scenes\tWriting & Symbols\t',
+        "bond\tAbstract\tComplex\t",
+        "a cat\tAnimals",
+    ]
+    path.write_bytes("\r\n".join(lines).encode())
+    found = prompts.read_texts(path, images=1)
+    assert [prompt.text for prompt in found] == ["bond", 'A sign that says "STOP", not ""go""', "a cat"]
+    assert found[1].metadata["challenge"] == "Writing & Symbols"
+    assert [prompt.metadata["category"] for prompt in found] == ["Abstract", "Outdoor Scenes", "Animals"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("Text\tCategory\na cat\tx\n", ":1: names no column 'Prompt'"), ("Prompt\tNote\n\tx\n", ":2: has no prompt")],
+)
+def test_a_table_without_prompts_is_one_clear_line(text, said, tmp_path) -> None:
+    path = tmp_path / "table.tsv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        prompts.read_texts(path)
+
+
 def test_a_json_file_has_an_object_a_line_as_genevals(tmp_path) -> None:
     path = tmp_path / "wanted.jsonl"
     rows = [prompts.metadata(captions.parse(line)) for line in LINES]

@@ -1,5 +1,6 @@
 """Two sets of pictures, whatever they are kept as, and how far apart they are: from folders to rows of distances."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ class Source(NamedTuple):
     path: Path
     total: int
     read: Callable[[list[str]], Iterator[Shown]]
+    content: Callable[[], str]  # a checksum of all that is in it
 
 
 class Measured(NamedTuple):
@@ -66,7 +68,17 @@ def find(path: Path) -> Source:
             except pictures.Unreadable as error:
                 problems.append(f"{file}: {error}")
 
-    return Source(path, len(files), read)
+    def content() -> str:
+        total = hashlib.sha256()
+        for file, prompt in files:
+            try:
+                total.update(hashlib.sha256(pictures.content_of(file)).digest())
+            except pictures.Unreadable:
+                total.update(b"unreadable")
+            total.update(repr(prompt).encode())
+        return total.hexdigest()[:16]
+
+    return Source(path, len(files), read, content)
 
 
 def _files(root: Path) -> list[Path]:
@@ -92,7 +104,7 @@ def _prepared(path: Path) -> Source:
         for example in latents.read_examples(prepared, range(manifest.count(prepared.split))):
             yield Shown(codec.decode(example.latent[None, ..., :channels].astype(np.float32))[0])
 
-    return Source(path, manifest.count(prepared.split), read)
+    return Source(path, manifest.count(prepared.split), read, lambda: f"{manifest.digest[:16]}:{prepared.split}")
 
 
 def measure(source: Source, extractor: Extractor, report: Report = lambda pictures: None) -> Measured:

@@ -109,6 +109,14 @@ def pictures_of(out: Path, captions: Sequence[str], where: str) -> dict[int, lis
     return _flat(out, len(captions), where)
 
 
+def count_others(out: Path, captions: Sequence[str]) -> int:
+    """How many prompts a folder in GenEval's layout has pictures of that are none of ``captions``."""
+    if not any(path.is_dir() and path.name.isdigit() for path in out.iterdir()):
+        return 0
+    known = set(captions)
+    return sum(bool(images) and said["prompt"].strip() not in known for _, said, images in read_folder(out))
+
+
 def _flat(out: Path, prompts: int, where: str) -> dict[int, list[Path]]:
     named = {path: _FLAT.fullmatch(path.name) for path in sorted(out.iterdir())}
     numbers = {(int(name[1]), int(name[2] or 0)): path for path, name in named.items() if name}

@@ -190,19 +190,16 @@ def sample(
     saved = steps_saved(run_dir)
     if step not in saved:
         raise UserError(f"{run_dir}: has no checkpoint of step {step}; there are {', '.join(map(str, saved))}")
-    jobs = _missing(out, prompts)
+    jobs = missing(out, prompts)
     if jobs:  # before anything is written: an encoder may not be there
         said = said or conditioning.of_run(config, run_dir, sampler.without)
-    _open(out, _settings(config, step, sampler, prompts, size), prompts)
+    open_folder(out, _settings(config, step, sampler, prompts, size), prompts)
     report(sum(prompt.images for prompt in prompts) - len(jobs))
     if jobs and said:
         draw = draw or make_draw(config, sharding.make_mesh(config.mesh, config.batch), sampler, size, said)
         _draw_jobs(run_dir, config, step, jobs, sampler, out, batch, report, draw, said)
     if jax.process_index() == 0:
-        new = {job.folder for job in jobs}
-        for folder, prompt in enumerate(prompts):
-            if folder in new or not (out / f"{folder:05d}" / "grid.png").exists():
-                _write_grid(out, folder, prompt.images)
+        write_grids(out, prompts, jobs)
     return out
 
 
@@ -247,8 +244,11 @@ def _settings(
     }
 
 
-def _open(out: Path, settings: dict[str, Any], prompts: Sequence[Prompt]) -> None:
-    """Make the folders, or check that the pictures that are there were drawn in the same way."""
+def open_folder(out: Path, settings: dict[str, Any], prompts: Sequence[Prompt]) -> None:
+    """Make the folders, or check that the pictures that are there were drawn in the same way: as ``settings`` say.
+
+    Raises UserError if they were not, and for a folder that holds something else.
+    """
     path = out / "settings.json"
     if path.exists():
         try:
@@ -271,7 +271,8 @@ def _open(out: Path, settings: dict[str, Any], prompts: Sequence[Prompt]) -> Non
                 records.write_atomic(metadata, json.dumps(prompt.metadata) + "\n")
 
 
-def _missing(out: Path, prompts: Sequence[Prompt]) -> list[Job]:
+def missing(out: Path, prompts: Sequence[Prompt]) -> list[Job]:
+    """The pictures that are not there, or cannot be read."""
     return [
         Job(folder, index, prompt)
         for folder, prompt in enumerate(prompts)
@@ -289,6 +290,11 @@ def _is_picture(path: Path) -> bool:
     return True
 
 
-def _write_grid(out: Path, folder: int, number: int) -> None:
-    images = [folders.read_png(folders.image_path(out, folder, index)).image for index in range(number)]
-    folders.write_png(out / f"{folder:05d}" / "grid.png", folders.tile(np.stack(images), columns=4))
+def write_grids(out: Path, prompts: Sequence[Prompt], new: Sequence[Job]) -> None:
+    """All pictures of each prompt on one sheet, where there are new ones, or there is no sheet."""
+    drawn = {job.folder for job in new}
+    for folder, prompt in enumerate(prompts):
+        path = out / f"{folder:05d}" / "grid.png"
+        if folder in drawn or not path.exists():
+            images = [folders.read_png(folders.image_path(out, folder, i)).image for i in range(prompt.images)]
+            folders.write_png(path, folders.tile(np.stack(images), columns=4))

@@ -113,7 +113,8 @@ def metadata(words: Int[np.ndarray, "6"]) -> dict[str, Any]:
 
 
 def read_prompts(path: Path, data: DataConfig, images: int = IMAGES_A_PROMPT) -> list[Prompt]:
-    """The prompts of a file: a caption a line, or (``.jsonl``) an object a line with a ``prompt``, as GenEval's.
+    """The prompts of a file: a caption a line; an object a line with a ``prompt``, as GenEval's (``.jsonl``); or a
+    table with a column ``Prompt``, as PartiPrompts' (``.tsv``).
 
     Raises UserError for a caption that scenes cannot show, or one that is given twice, naming the line; for text that
     is not UTF-8; and for a file without prompts.
@@ -132,7 +133,8 @@ def read_prompts(path: Path, data: DataConfig, images: int = IMAGES_A_PROMPT) ->
 def read_texts(path: Path, images: int = IMAGES_A_PROMPT) -> list[Prompt]:
     """The prompts of a file as :func:`read_prompts` reads one, for a model that any text can be said to.
 
-    What a line of ``.jsonl`` says beside its prompt is kept, as GenEval's evaluator needs it. Errors likewise.
+    What a line says beside its prompt is kept: GenEval's evaluator needs it, and PartiPrompts' categories are groups.
+    Errors likewise.
     """
     return _each_once(path, [(number, Prompt(np.zeros(0, int), row, images)) for number, row in _lines(path)])
 
@@ -163,10 +165,32 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
+    if path.suffix == ".tsv":
+        yield from _table(path, lines)
+        return
     for number, line in enumerate(lines, 1):
         if line.strip():
             row = _object(line, f"{path}:{number}") if path.suffix == ".jsonl" else {"prompt": line.strip()}
             yield number, row
+
+
+def _table(path: Path, lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a table as PartiPrompts is one: columns named in its first line, parted by tabs, without quoting.
+
+    A prompt that is there under two challenges is asked once.
+    """
+    seen: set[str] = set()
+    names = [name.strip().lower() for name in lines[0].split("\t")]
+    if "prompt" not in names:
+        raise UserError(f"{path}:1: names no column 'Prompt'; PartiPrompts' are Prompt, Category, Challenge and Note")
+    for number, line in enumerate(lines[1:], 2):
+        if line.strip():
+            row = {name: cell.strip() for name, cell in zip(names, line.split("\t"), strict=False)}
+            if not row.get("prompt"):
+                raise UserError(f"{path}:{number}: has no prompt")
+            if row["prompt"] not in seen:
+                yield number, row
+            seen.add(row["prompt"])
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

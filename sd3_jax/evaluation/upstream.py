@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation.geneval import Mean, Summary, summarize
+from sd3_jax.evaluation.geneval import TAGS, Mean, Summary, summarize
 
 NAME = "geneval"
 JUDGE = "geneval-mask2former"  # of upstream: Mask2Former of mmdetection, and CLIP for colours
@@ -70,16 +70,20 @@ def lines_of(summary: Summary, results: Results) -> list[str]:
     return [*total, *tasks, f"Overall score (avg. over tasks): {summary.overall.value:.5f} ± {summary.overall.se:.5f}"]
 
 
-def score_rows(results: Results) -> list[dict[str, Any]]:
-    """The scores as rows of evals.jsonl, overall and of each task, prompt by prompt."""
+def score_rows(results: Results, name: str = NAME) -> list[dict[str, Any]]:
+    """The scores as rows of evals.jsonl, overall and of each task, prompt by prompt.
+
+    The overall score of a folder that lacks a task says of how many it is the mean.
+    """
     summary = summarize(results.correct, results.tag, results.prompt)
     tags, rows = np.array(results.tag), []
-    for group, mean in {"overall": summary.overall, **summary.tasks}.items():
-        own = slice(None) if group == "overall" else tags == group
+    overall = "overall" if {*summary.tasks} >= {*TAGS} else f"mean of {len(summary.tasks)}"
+    for group, mean in {overall: summary.overall, **summary.tasks}.items():
+        own = slice(None) if group == overall else tags == group
         prompt, inverse, images = np.unique(results.prompt[own], return_inverse=True, return_counts=True)
         share = np.bincount(inverse, results.correct[own]) / images
-        by_prompt = {"by_prompt": share.tolist(), "images_by_prompt": images.tolist()} if group != "overall" else {}
-        rows.append({"name": NAME, "group": group, **_mean(mean), "judge": JUDGE, **by_prompt})
+        by_prompt = {"by_prompt": share.tolist(), "images_by_prompt": images.tolist()} if group != overall else {}
+        rows.append({"name": name, "group": group, **_mean(mean), "judge": JUDGE, **by_prompt})
     return rows
 
 

@@ -1,0 +1,239 @@
+"""Scores of any system by the field's protocols."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from sd3_jax import terminal
+from sd3_jax.cli.options import JsonOption
+from sd3_jax.cli.pictures import progress
+from sd3_jax.errors import UserError
+
+IMAGES = 4  # of each prompt, unless told
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a suite is told besides the systems."""
+
+    suites: tuple[str, ...]
+    scorers: Sequence[str] = ()
+    prompts: Path | None = None
+    images: int | None = None
+    real: Path | None = None
+    features: Sequence[str] = ("scene",)
+    own: int = 600  # prompts that a run brings along
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """Suites by name, each once. Raises UserError for another name."""
+    from sd3_jax.evaluation.suites import SUITES
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in names if name not in SUITES]:
+        raise UserError(f"--suite: {unknown[0]!r} is not one of {', '.join(SUITES)}")
+    return names
+
+
+# What answers for a suite where scenes are drawn: exact judges, under names of their own.
+_SCENES = {
+    "geneval": ("scene-geneval",),
+    "compbench": ("scene-compbench",),
+    "preference": ("proxy-preference",),
+    "fidelity": ("scene-frechet", "path-length"),
+    "typography": ("scene-sign",),
+}
+
+
+def of_scenes(rows: Sequence[dict[str, Any]], suites: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows that answer for these suites."""
+    return [row for row in rows if row["name"].startswith(tuple(name for suite in suites for name in _SCENES[suite]))]
+
+
+def split(paths: Sequence[Path], experiment: str | None) -> tuple[list[Path], list[Path]]:
+    """Which paths are scored by networks and which, being of scenes, by exact judges; directories of runs run by run.
+
+    Scenes are runs that draw them, their pictures, and every folder of pictures where an ``experiment`` is named.
+    """
+    from sd3_jax import records
+    from sd3_jax.evaluation import judged, pipelines
+
+    others: list[Path] = []
+    scenes: list[Path] = []
+    for path in paths:
+        runs = [] if pipelines.is_pipeline(path) else records.find_runs(path)
+        for run in runs:
+            (scenes if records.load_config(run).data.source == "scenes" else others).append(run)
+        if not runs:
+            try:
+                of_scenes = experiment is not None or bool(judged.data_of(path).shapes)
+            except UserError:
+                of_scenes = False
+            (scenes if of_scenes and not pipelines.is_pipeline(path) else others).append(path)
+    return others, scenes
+
+
+def systems_of(paths: Sequence[Path], sampler: Any, steps: Sequence[int] | None, out: Path | None) -> list[Any]:
+    """The systems of paths, a run once for each step. Raises UserError for ``out`` of several."""
+    from sd3_jax import systems
+
+    if out is not None and len(paths) > 1:
+        raise UserError(f"--out {out}: is of one target alone, and there are {len(paths)}")
+    return [systems.find(path, sampler, step, out) for path in paths for step in _steps(path, steps)]
+
+
+def _steps(path: Path, steps: Sequence[int] | None) -> Sequence[int | None]:
+    return steps if steps and (path / "config.json").is_file() else (None,)
+
+
+def score(found: Sequence[Any], asked: Asked) -> list[dict[str, Any]]:
+    """The scores of systems (of ``sd3_jax.systems``) in the suites asked for, written beside each."""
+    parts = _parts(asked)
+    rows = []
+    for system in found:
+        for part in parts:
+            rows += _part(system, part, asked)
+        if "fidelity" in asked.suites:
+            rows += _fidelity(system, asked)
+    return rows
+
+
+class _Part(NamedTuple):
+    suite: str
+    scorers: list[Any]
+
+
+def _parts(asked: Asked) -> list[_Part]:
+    """The judges of each suite, loaded once for all systems."""
+    from sd3_jax import systems
+    from sd3_jax.scorers import choose
+
+    there = choose.folders(systems.given(asked.scorers))
+    found = []
+    for suite in asked.suites:
+        match suite:
+            case "geneval":
+                found.append(_Part(suite, [choose.geneval(there)]))
+            case "preference":
+                found.append(_Part(suite, choose.preference(there)))
+            case "typography":
+                found.append(_Part(suite, [choose.typography()]))
+    return found
+
+
+def _part(system: Any, part: _Part, asked: Asked) -> list[dict[str, Any]]:
+    from sd3_jax import systems
+    from sd3_jax.evaluation import scorer, suites
+
+    wanted, where = _prompts(system, part.suite, asked)
+    folder = _draw(system, wanted)
+    found = suites.find(folder, wanted, where)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    rows = []
+    for judge in part.scorers:
+        with progress(f"{system.name}, {judge.name}", len(found.shots)) as report:
+            said = scorer.ask(judge, found.shots, system.out / scorer.FILE, report)
+        own = suites.rows_of(judge, said, wanted, found.problems)
+        if not own:
+            raise UserError(f"{folder}: no picture that {judge.name} can say anything of ({where})")
+        rows += systems.write(system, own)
+    return rows
+
+
+def _prompts(system: Any, suite: str, asked: Asked) -> tuple[list[Any], str]:
+    """The prompts of a suite, and where they are from: GenEval's own, a file's, or those that the system brings."""
+    from sd3_jax.evaluation import prompts, suites
+
+    if suite == "geneval":
+        return prompts.geneval_texts(asked.images or IMAGES), "GenEval's 553 prompts"
+    if asked.prompts is not None:
+        named = str(asked.prompts) == "geneval" and not asked.prompts.exists()
+        images = asked.images or IMAGES
+        found = prompts.geneval_texts(images) if named else prompts.read_texts(asked.prompts, images)
+        if asked.images is None and not system.draws:
+            found = suites.as_there_are(system.pictures(found, lambda done: None), found, str(asked.prompts))
+        return found, str(asked.prompts)
+    if not system.draws:
+        return suites.own_prompts(system.pictures([], lambda done: None)), "its own prompts"
+    if system.own is None:
+        raise UserError(f"{system.name}: --prompts FILE says what it is to draw for suite {suite}")
+    return system.own(asked.own), "captions that were held out"
+
+
+def _draw(system: Any, wanted: Sequence[Any]) -> Path:
+    with progress(f"{system.name}, drawing", sum(prompt.images for prompt in wanted)) as report:
+        return system.pictures(wanted, report)
+
+
+def _fidelity(system: Any, asked: Asked) -> list[dict[str, Any]]:
+    """Distances of a system's pictures from real ones, measured once for each content of both."""
+    from sd3_jax import records, systems
+    from sd3_jax.evaluation import between, features, prompts
+
+    real = asked.real or system.real
+    if real is None:
+        raise UserError(f"{system.name}: --real FOLDER says which pictures it is compared with for suite fidelity")
+    wanted = _prompts(system, "fidelity", asked)[0] if system.draws else []
+    sources = [between.find(_draw(system, wanted)), between.find(real)]
+    content = {"pictures": sources[0].content(), "reference_pictures": sources[1].content()}
+    known = records.read_scores(system.out / systems.SCORES)[0]
+    rows = []
+    for spec in asked.features:
+        extractor = features.load(spec)
+        said = content | {"features": extractor.name, "digest": extractor.digest}
+        own = [row for row in known if said.items() <= row.items()]
+        if not own:
+            with progress(f"{system.name}, {extractor.name}", sum(source.total for source in sources)) as report:
+                measured = [between.measure(source, extractor, report) for source in sources]
+            found = between.rows(sources, measured, extractor)
+            listed = {"prompt_list": prompts.fingerprint(wanted)} if wanted else {}
+            own = [row | content | listed for row in found if row.get("of") in (None, str(sources[0].path))]
+        rows += systems.write(system, own)
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Scores line by line, systems side by side."""
+    names = dict.fromkeys(row["run"] for row in rows)
+    lines = dict.fromkeys((row["name"], row["group"]) for row in rows)
+    cells = [["score", "of", *names]]
+    for name, group in lines:
+        own = {row["run"]: row for row in rows if (row["name"], row["group"]) == (name, group)}
+        cells.append([name, group, *(terminal.value(own.get(system)) for system in names)])
+    partial = dict.fromkeys(row["partial"] for row in rows if row.get("partial"))
+    return [terminal.chart("value±standard error", cells), *(f"* partial: {text}" for text in partial)]
+
+
+def geneval(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="results.jsonl of GenEval's own evaluator.")],
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN/samples/X", help="A run's pictures: keep the scores beside its others."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """The summary of GenEval's own evaluator, with the errors over prompts that it lacks.
+
+    Example: sd3-jax geneval results.jsonl --record runs/cc12m/samples/0100000-ema-euler25-cfg3-seed0-4f1c2b3a
+    """
+    from sd3_jax.evaluation import folders, geneval, upstream
+
+    found = upstream.read_results(results)
+    rows = upstream.score_rows(found)
+    if record is not None:
+        from sd3_jax.evaluate import write_scores
+        from sd3_jax.evaluation.generate import Sampler
+
+        run, drawn = folders.drawn_by(record)
+        names = {"sampler", *Sampler.__dataclass_fields__}
+        said = {key: value for key, value in drawn.items() if key in names}
+        rows = [{"step": drawn["step"], **row, **said, "prompt_list": drawn.get("prompts")} for row in rows]
+        write_scores(run, rows)
+        print(f"{len(rows)} scores in {run / 'evals.jsonl'}", file=sys.stderr)
+    summary = geneval.summarize(found.correct, found.tag, found.prompt)
+    terminal.show(list[Any](upstream.lines_of(summary, found)), rows, json_file)

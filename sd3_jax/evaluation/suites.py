@@ -1,0 +1,138 @@
+"""Official protocols for pictures of any system: which pictures are of which prompt, and judgements to rows of scores.
+
+A system is a folder of pictures, whoever drew them. What is missing of it is said, and marks its rows as partial.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sd3_jax.errors import UserError
+from sd3_jax.evaluation import folders, geneval, judged, prompts, upstream
+from sd3_jax.evaluation.geneval import Mean
+from sd3_jax.evaluation.prompts import Prompt
+from sd3_jax.evaluation.scorer import Said, Scorer, Shot, checksum
+from sd3_jax.evaluation.scores import OVERALL
+
+SUITES = ("geneval", "compbench", "preference", "fidelity", "typography")
+
+
+class Pictures(NamedTuple):
+    """A system's pictures of a list of prompts."""
+
+    shots: list[Shot]
+    problems: list[str]  # what is lacking of them
+    notes: list[str]  # what else is there
+
+
+def find(folder: Path, asked: Sequence[Prompt], where: str) -> Pictures:
+    """The pictures of a folder, in GenEval's layout or flat, of the prompts asked for, at most so many of each.
+
+    ``where`` the prompts are from is said in errors. Raises UserError for a folder without any of these.
+    """
+    texts = [prompt.text.strip() for prompt in asked]
+    found = folders.pictures_of(folder, texts, where)
+    shots, problems, surplus = [], [], 0
+    for number, prompt in enumerate(asked):
+        paths = found.get(number, [])
+        shots += [Shot(path, number, prompt.metadata) for path in paths[: prompt.images]]
+        surplus += max(0, len(paths) - prompt.images)
+    short = [number for number, prompt in enumerate(asked) if len(found.get(number, [])) < prompt.images]
+    if short:
+        lacking = sum(asked[number].images for number in short) - sum(len(found.get(n, [])) for n in short)
+        first = texts[short[0]]
+        problems.append(f"{folder}: {lacking:,} pictures of {len(short):,} prompts are missing, first of {first!r}")
+    notes = [f"{folder}: {surplus:,} pictures more than are asked for of their prompts are left out"] if surplus else []
+    others = folders.count_others(folder, texts)
+    notes += [f"{folder}: {others:,} prompts that are not of {where} are left out"] if others else []
+    return Pictures(shots, problems, notes)
+
+
+def as_there_are(folder: Path, asked: Sequence[Prompt], where: str) -> list[Prompt]:
+    """The prompts, each with as many pictures as the one that has the most. Errors of :func:`find`."""
+    found = folders.pictures_of(folder, [prompt.text.strip() for prompt in asked], where)
+    return [prompt._replace(images=max(map(len, found.values()))) for prompt in asked]
+
+
+def own_prompts(folder: Path) -> list[Prompt]:
+    """The prompts that a folder in GenEval's layout says, each with as many pictures as the most have.
+
+    Raises UserError for a folder that does not say them, or says one twice.
+    """
+    rows = [(number, metadata, len(paths)) for number, metadata, paths in folders.read_folder(folder)]
+    images = max(count for *_, count in rows)
+    seen: dict[str, int] = {}
+    for number, metadata, _ in rows:
+        first = seen.setdefault(metadata["prompt"].strip(), number)
+        if first != number:
+            raise UserError(f"{folder}: {first:05d} and {number:05d} have the same prompt")
+    if not images:
+        raise UserError(f"{folder}: holds prompts, but no pictures of them")
+    return [Prompt(np.zeros(0, int), metadata, images) for _, metadata, _ in rows]
+
+
+def rows_of(scorer: Scorer, said: Said, asked: Sequence[Prompt], problems: Sequence[str]) -> list[dict[str, Any]]:
+    """The scores of what a judge said, each with its error, over prompts as clusters, and how it came to be.
+
+    Verdicts (GenEval's) make a score for each task and their mean; numbers a mean, and one for each ``category`` of
+    the prompts that have some; fields of numbers a score each. What a judge has no answer to (null) is left out.
+    """
+    values = [value for value in said.values if value is not None]
+    answered = [shot for shot, value in zip(said.shots, said.values, strict=True) if value is not None]
+    if not values:
+        return []
+    lacking = [*problems, *said.problems]
+    common = {
+        "judge": scorer.name,
+        "digest": scorer.digest,
+        "prompt_list": prompts.fingerprint(asked),
+        "pictures": checksum("".join(said.checksums).encode()),
+        **({"partial": judged.partial(lacking)} if lacking else {}),
+    }
+    if isinstance(values[0], Mapping) and "correct" in values[0]:
+        rows = upstream.score_rows(_results(values, answered), scorer.name)
+    elif isinstance(values[0], Mapping):
+        names = [name for name, value in values[0].items() if isinstance(value, int | float)]
+        each = {f"{scorer.name}-{name}": [value[name] for value in values] for name in names}
+        rows = [row for name, own in each.items() for row in _means(name, own, answered)]
+    else:
+        rows = _means(scorer.name, values, answered)
+    return [row | common for row in rows]
+
+
+def _results(values: Sequence[Mapping[str, Any]], shots: Sequence[Shot]) -> upstream.Results:
+    numbers = sorted({shot.prompt for shot in shots})
+    metadata = {shot.prompt: dict(shot.metadata) for shot in shots}
+    return upstream.Results(
+        np.array([bool(value["correct"]) for value in values]),
+        [str(shot.metadata["tag"]) for shot in shots],
+        np.array([numbers.index(shot.prompt) for shot in shots]),
+        [metadata[number] for number in numbers],
+    )
+
+
+def _means(name: str, values: Sequence[float], shots: Sequence[Shot]) -> list[dict[str, Any]]:
+    numbers, prompt = np.asarray(values, float), np.array([shot.prompt for shot in shots])
+    name, _, group = name.partition("/")  # compbench/color: a score, and which of its groups
+    rows = [_row(name, group or OVERALL, numbers, prompt)]
+    labels = np.array([str(shot.metadata.get("category", "")) for shot in shots])
+    for label in dict.fromkeys(labels.tolist()) if not group else ():
+        own = labels == label
+        rows += [_row(name, label, numbers[own], prompt[own])] if label else []
+    return rows
+
+
+def _row(name: str, group: str, values: np.ndarray, prompt: np.ndarray) -> dict[str, Any]:
+    mean = geneval.clustered_mean(values, prompt)
+    _, cluster, images = np.unique(prompt, return_inverse=True, return_counts=True)
+    by_prompt = {
+        "by_prompt": (np.bincount(cluster, values) / images).round(6).tolist(),
+        "images_by_prompt": images.tolist(),
+    }
+    return {"name": name, "group": group, **_mean(mean), **by_prompt}
+
+
+def _mean(mean: Mean) -> dict[str, Any]:
+    return {"value": mean.value, "se": mean.se, "n": mean.images, "prompts": mean.prompts}
