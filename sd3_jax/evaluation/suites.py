@@ -92,7 +92,7 @@ def rows_of(scorer: Scorer, said: Said, asked: Sequence[Prompt], problems: Seque
         **({"partial": judged.partial(lacking)} if lacking else {}),
     }
     if isinstance(values[0], Mapping) and "correct" in values[0]:
-        rows = upstream.score_rows(_results(values, answered), scorer.name)
+        rows = upstream.score_rows(_results(values, answered, scorer.name))
     elif isinstance(values[0], Mapping):
         names = [name for name, value in values[0].items() if isinstance(value, int | float)]
         each = {f"{scorer.name}-{name}": [value[name] for value in values] for name in names}
@@ -102,7 +102,7 @@ def rows_of(scorer: Scorer, said: Said, asked: Sequence[Prompt], problems: Seque
     return [row | common for row in rows]
 
 
-def _results(values: Sequence[Mapping[str, Any]], shots: Sequence[Shot]) -> upstream.Results:
+def _results(values: Sequence[Mapping[str, Any]], shots: Sequence[Shot], judge: str) -> upstream.Results:
     numbers = sorted({shot.prompt for shot in shots})
     metadata = {shot.prompt: dict(shot.metadata) for shot in shots}
     return upstream.Results(
@@ -110,6 +110,7 @@ def _results(values: Sequence[Mapping[str, Any]], shots: Sequence[Shot]) -> upst
         [str(shot.metadata["tag"]) for shot in shots],
         np.array([numbers.index(shot.prompt) for shot in shots]),
         [metadata[number] for number in numbers],
+        judge,
     )
 
 
