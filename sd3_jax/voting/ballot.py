@@ -7,7 +7,6 @@ nothing to who does not have the picture, it is the same after a restart, and a 
 import hashlib
 import io
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import folders, prompts
+from sd3_jax.evaluation import folders, prompts, typography
 
 # The paper's three questions (section 6.3), each asked by itself.
 QUESTIONS = {
@@ -24,8 +23,6 @@ QUESTIONS = {
     "quality": "Which picture is of higher quality and more pleasing, given the prompt?",
     "typography": "Which picture spells the requested text more accurately, ignoring all else?",
 }
-# Text that a prompt asks for stands in quotation marks; an apostrophe is none.
-_QUOTED = re.compile(r"\"[^\"]+\"|“[^”]+”|«[^»]+»|(?<!\w)['‘][^'’]+(?:['’]\w[^'’]*)*['’](?!\w)")
 _KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
 
@@ -130,7 +127,7 @@ def make_ballot(
             if a and b:
                 item = _hash("item", *sorted((a.token, b.token)), texts[number])
                 comparisons[item] = Comparison(item, number, texts[number], a, b)
-    asks = [bool(_QUOTED.search(text) or metadata.get("text")) for text, metadata in asked.items()]
+    asks = [bool(typography.requested({**metadata, "prompt": text})) for text, metadata in asked.items()]
     everything = frozenset(comparisons)
     written = frozenset(item for item, one in comparisons.items() if asks[one.prompt_id])
     questions = {axis: written if axis == "typography" else everything for axis in axes}
