@@ -45,6 +45,7 @@ COMMANDS = (
     pictures.sample,
     evaluating.evaluate,
     scoring.geneval,
+    scoring.leaderboard,
     distance.distance,
     voting.vote,
     voting.votes,

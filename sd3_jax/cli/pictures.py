@@ -105,6 +105,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def checked_weights(name: str) -> Any:
+    """``ema`` or ``raw``. Raises UserError for another name."""
     if name not in ("ema", "raw"):
         raise UserError(f"--weights: {name!r} is not one of ema, raw")
     return name

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from sd3_jax import terminal
-from sd3_jax.cli.options import JsonOption
+from sd3_jax.cli.options import FigureOption, JsonOption
 from sd3_jax.cli.pictures import progress
 from sd3_jax.errors import UserError
 
@@ -213,7 +213,7 @@ def geneval(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="results.jsonl of GenEval's own evaluator.")],
     record: Annotated[
         Path | None,
-        typer.Option(metavar="RUN/samples/X", help="A run's pictures: keep the scores beside its others."),
+        typer.Option(metavar="FOLDER", help="The pictures, a run's or anyone's: keep the scores beside its others."),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -221,19 +221,82 @@ def geneval(
 
     Example: sd3-jax geneval results.jsonl --record runs/cc12m/samples/0100000-ema-euler25-cfg3-seed0-4f1c2b3a
     """
-    from sd3_jax.evaluation import folders, geneval, upstream
+    from sd3_jax.evaluation import geneval, upstream
 
     found = upstream.read_results(results)
     rows = upstream.score_rows(found)
     if record is not None:
-        from sd3_jax.evaluate import write_scores
-        from sd3_jax.evaluation.generate import Sampler
-
-        run, drawn = folders.drawn_by(record)
-        names = {"sampler", *Sampler.__dataclass_fields__}
-        said = {key: value for key, value in drawn.items() if key in names}
-        rows = [{"step": drawn["step"], **row, **said, "prompt_list": drawn.get("prompts")} for row in rows]
-        write_scores(run, rows)
-        print(f"{len(rows)} scores in {run / 'evals.jsonl'}", file=sys.stderr)
+        rows, where = _recorded(record, rows)
+        print(f"{len(rows)} scores in {where}", file=sys.stderr)
     summary = geneval.summarize(found.correct, found.tag, found.prompt)
     terminal.show(list[Any](upstream.lines_of(summary, found)), rows, json_file)
+
+
+def _recorded(pictures: Path, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], Path]:
+    """Put scores beside those of whoever drew the pictures: a run, as its settings say; else the folder itself."""
+    from sd3_jax import systems
+    from sd3_jax.evaluate import write_scores
+    from sd3_jax.evaluation import folders
+    from sd3_jax.evaluation.generate import Sampler
+
+    try:
+        run, drawn = folders.drawn_by(pictures)
+    except UserError:
+        next(folders.read_folder(pictures))  # or it is no folder of pictures
+        write_scores(pictures, rows)
+        return list(rows), pictures / systems.SCORES
+    names = {"sampler", *Sampler.__dataclass_fields__}
+    said = {key: value for key, value in drawn.items() if key in names}
+    rows = [{"step": drawn["step"], **row, **said, "prompt_list": drawn.get("prompts")} for row in rows]
+    write_scores(run, rows)
+    return rows, run / systems.SCORES
+
+
+def leaderboard(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="TARGET|NAME=TARGET...", help="Runs, directories of runs, picture folders.")
+    ],
+    figure: FigureOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Systems that were evaluated beside the paper's Table 5: official scores, and those of exact judges apart.
+
+    Where a system was also scored without a text encoder (evaluate --without t5), what that costs it.
+
+    Example: sd3-jax leaderboard runs/cc12m sdxl=pictures/sdxl --figure figures/leaderboard
+    """
+    import analysis
+    from analysis import leaderboard as board
+    from sd3_jax.cli.voting import named
+
+    paths = named([str(run) for target in targets for run in _runs_in(target)])
+    entries = board.load(paths)
+    official, scenes, costs = board.geneval(entries), board.of_scenes(entries), board.costs(entries)
+    parts: list[Any] = []
+    if any(line.judge != board.PUBLISHED for line in official) or not scenes:
+        parts.append(terminal.chart(f"GenEval; {board.PUBLISHED}: the paper's Table 5", board.cells(official)))
+    if scenes:
+        parts.append(terminal.chart("scene-geneval, of scenes: on no scale with GenEval", board.cells(scenes)))
+    if rest := board.others(entries):
+        parts.append(terminal.chart("value±standard error", rest))
+    if costs:
+        parts += [terminal.chart("without a text encoder", board.cost_cells(costs)), board.paper_sentence()]
+    partial = dict.fromkeys(line.partial for line in [*official, *scenes] if line.partial)
+    parts += [f"* partial: {text}" for text in partial]
+    value: dict[str, Sequence[Any]] = {"geneval": official, "scene_geneval": scenes, "costs": costs}
+    terminal.show(parts, {key: [one._asdict() for one in lines] for key, lines in value.items()}, json_file)
+    if figure is not None:
+        shown = [line for line in official if line.judge != board.PUBLISHED]
+        drawing = board.picture_of(official if shown or not scenes else scenes)
+        terminal.written(analysis.save(drawing.figure, drawing.numbers, figure), json_file)
+
+
+def _runs_in(target: str) -> list[str]:
+    """A directory of runs as its runs; anything else as it is."""
+    from sd3_jax import records
+    from sd3_jax.evaluation import pipelines
+
+    path = Path(target)
+    if "=" in target or pipelines.is_pipeline(path):
+        return [target]
+    return [str(run) for run in records.find_runs(path)] or [target]

@@ -63,6 +63,7 @@ def ask(scorer: Scorer, shots: Sequence[Shot], kept: Path, report: Report = lamb
     def judge() -> None:
         if waiting:
             metadata, images = [shot.metadata for shot, _ in waiting.values()], [image for _, image in waiting.values()]
+            kept.parent.mkdir(parents=True, exist_ok=True)
             for key, value in zip(waiting, scorer.score(images, metadata), strict=True):
                 row = {"scorer": scorer.name, "digest": scorer.digest, "picture": key[0], "prompt": key[1]}
                 records.append(kept, row | {"value": value})
