@@ -37,8 +37,7 @@ test-faults: setup
 
 test-parity: setup
 	$(BIN)/pip install --quiet --editable '.[dev,parity]'
-	$(BIN)/pytest -m parity tests/test_diffusers.py tests/test_encoders.py tests/test_features.py \
-		tests/test_detectors.py tests/test_benchmark.py
+	$(BIN)/pytest -n 2 --dist worksteal -m parity
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
