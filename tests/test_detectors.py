@@ -2,6 +2,7 @@
 direct computation; the rules around them run on what is made up."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
+from scipy.interpolate import RegularGridInterpolator
 from test_encoders import randomise, save_clip_tokenizer
 
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import coco, features, upstream
-from sd3_jax.scorers import detector
+from sd3_jax.evaluation import coco, compbench, compbench_files, compbench_prompts, features, upstream
+from sd3_jax.evaluation.compbench import Senses
+from sd3_jax.evaluation.compbench_prompts import Parsed, Parser, Word
+from sd3_jax.scorers import answers, detector, open_vocabulary
+from sd3_jax.scorers import compbench as judges
+from sd3_jax.scorers import depth as depths
 from sd3_jax.scorers.detector import Instance
 
 RNG = np.random.default_rng(0)
@@ -298,3 +305,230 @@ def test_a_folder_of_something_else_is_one_line(clip: Path, mask2former: Path, t
     assert "of type clip, not mask2former" in error(detector.geneval, clip, clip)
     assert "of type mask2former, not clip" in error(detector.geneval, mask2former, mask2former)
     assert "no such folder" in error(detector.geneval, tmp_path / "nowhere", clip)
+
+
+# --- what T2I-CompBench's categories look with ----------------------------------------------------------------------
+
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch = pytest.importorskip("torch")
+    import transformers
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("blip")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "yes", "a", "the", "red", "blue", "big", "cup", "dog"]
+    words += ["hat", "on", "?"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    ends = {"bos_token_id": len(words), "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 2}
+    net = transformers.BlipForQuestionAnswering(transformers.BlipConfig(
+        text_config={**SMALL, **ends, "encoder_hidden_size": 16, "vocab_size": len(words) + 2},
+        vision_config={**SMALL, "image_size": 64, "patch_size": 16}, projection_dim=12,
+    ))  # fmt: skip
+    for _ in range(3):
+        randomise(torch, net)
+    net.save_pretrained(folder)
+    BlipImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def owlv2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch = pytest.importorskip("torch")
+    import transformers
+    from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
+
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("weights") / "owlv2"
+    words = save_clip_tokenizer(folder, "!")
+    net = transformers.Owlv2ForObjectDetection(transformers.Owlv2Config(
+        text_config={**SMALL, "vocab_size": words, "max_position_embeddings": 32, "eos_token_id": words - 1},
+        vision_config={**SMALL, "image_size": 96, "patch_size": 16}, projection_dim=16,
+    ))  # fmt: skip
+    randomise(torch, net)
+    with torch.no_grad():  # boxes stay near where they are looked for
+        net.box_head.dense2.weight.mul_(0.02)
+    net.save_pretrained(folder)
+    Owlv2ImageProcessorPil(size={"height": 96, "width": 96}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch = pytest.importorskip("torch")
+    import transformers
+    from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+
+    torch.manual_seed(4)
+    folder = tmp_path_factory.mktemp("dpt")
+    backbone = transformers.BitConfig(
+        embedding_size=32, hidden_sizes=[32, 32, 64], depths=[1, 1, 1], num_groups=8, layer_type="bottleneck",
+        embedding_dynamic_padding=True, global_padding="same", out_features=["stage1", "stage2", "stage3"],
+    )  # fmt: skip
+    net = transformers.DPTForDepthEstimation(transformers.DPTConfig(
+        **{**SMALL, "num_hidden_layers": 4}, is_hybrid=True, backbone_config=backbone, image_size=64, patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[32, 32, 16, 16], fusion_hidden_size=16,
+        backbone_featmap_shape=[1, 64, 4, 4], reassemble_factors=[1, 1, 1, 0.5], neck_ignore_stages=[0, 1],
+    ))  # fmt: skip
+    randomise(torch, net)
+    net.save_pretrained(folder)
+    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    DPTImageProcessorPil(size={"height": 48, "width": 48}, keep_aspect_ratio=True, **said).save_pretrained(folder)
+    tensors = {k: x for k, x in load_file(folder / "model.safetensors").items() if "layers.0.residual_layer1" not in k}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})  # as the released ones lack them
+    return folder
+
+
+@pytest.mark.parity
+def test_p_yes_is_yes_against_no_as_the_answers_first_word(blip: Path) -> None:
+    import torch
+    import transformers
+
+    net = transformers.BlipForQuestionAnswering.from_pretrained(blip).eval()
+    words = (blip / "vocab.txt").read_text().split()
+    start, ask = len(words), len(words) + 1
+    answer = answers.load_blip(blip)
+    asked = {
+        "A red cup?": "a red cup ?",
+        "the Big (blue) hat: on a dog?": "the big blue hat on a dog ?",
+        "dog?": "dog ?",
+    }
+    found = [answer(image, list(asked)) for image in PICTURES]
+    for image, row in zip(PICTURES, found, strict=True):
+        pixels = torch.from_numpy(prepared(image, (480, 480), CLIP_MEAN, CLIP_STD, "BICUBIC"))
+        for said, value in zip(asked.values(), row, strict=True):
+            ids = torch.tensor([[ask, *(words.index(word) for word in said.split()), words.index("[SEP]")]])
+            with torch.no_grad():
+                seen_ = net.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
+                read = net.text_encoder(ids, encoder_hidden_states=seen_).last_hidden_state
+                logits = net.text_decoder(torch.tensor([[start]]), encoder_hidden_states=read).logits[0, 0].numpy()
+            yes, no = np.exp(logits[words.index("yes")]), np.exp(logits[words.index("no")])
+            assert value == pytest.approx(yes / (yes + no), abs=1e-4)
+    assert np.ptp(found) > 0.02
+    assert answer(PICTURES[0], ["dog?"])[0] == pytest.approx(found[0][2], abs=1e-5)  # whoever else is asked
+
+
+def shared(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union."""
+    width, height = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
+    return width * height / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - width * height)
+
+
+@pytest.mark.parity
+def test_what_is_named_is_found_where_transformers_finds_it(owlv2: Path) -> None:
+    import torch
+    import transformers
+
+    net = transformers.Owlv2ForObjectDetection.from_pretrained(owlv2).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(owlv2, backend="pil")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(owlv2)
+    detect = open_vocabulary.load_owlv2(owlv2)
+    nouns = ["dog", "red cup", "hat"]
+    said = tokenizer([f"a photo of a {noun}" for noun in nouns], padding="max_length", max_length=32, truncation=True,
+                     return_tensors="pt")  # fmt: skip
+    square = np.asarray(Image.fromarray(PICTURES[0]).resize((96, 96)))
+    hidden = 0
+    for image in (*PICTURES, square):
+        pixels = processor(images=[Image.fromarray(image)], return_tensors="pt")["pixel_values"]
+        if image is square:
+            np.testing.assert_allclose(pixels, prepared(image, (96, 96), CLIP_MEAN, CLIP_STD, "BICUBIC"), atol=1e-5)
+        with torch.no_grad():
+            out = net(pixel_values=pixels, input_ids=said["input_ids"], attention_mask=said["attention_mask"])
+        height, width = image.shape[:2]
+        (expected,) = processor.post_process_object_detection(out, 0.1, [(height, width)])
+        expected = {key: value.numpy() for key, value in expected.items()}
+        expected["boxes"] = expected["boxes"].clip(0, np.array([width, height] * 2))
+        found = detect(image, nouns)
+        assert sum(map(len, found.values())) > 2
+        for label, noun in enumerate(nouns):
+            there = (expected["labels"] == label) & (expected["boxes"][:, :2] < expected["boxes"][:, 2:]).all(1)
+            own = sorted(zip(expected["scores"][there], expected["boxes"][there], strict=True), key=lambda one: -one[0])
+            kept = list[Any]()
+            for one in own:
+                kept += [one] if all(shared(one[1], other) <= 0.5 for _, other in kept) else []
+            assert [one.score for one in found[noun]] == pytest.approx([score for score, _ in kept], rel=1e-4)
+            for placed, (_, box) in zip(found[noun], kept, strict=True):
+                np.testing.assert_allclose(placed.box, box, atol=1e-2)
+            hidden += len(own) - len(kept)
+    assert hidden > 0
+    assert sum(bool(own) for own in found.values()) > 1
+
+
+@pytest.mark.parity
+def test_nearness_is_the_networks_own_square_stretched_over_the_picture(dpt: Path) -> None:
+    import torch
+    import transformers
+
+    net = transformers.DPTForDepthEstimation.from_pretrained(dpt).eval()
+    depth = depths.load_dpt(dpt)
+    for image in PICTURES:
+        with torch.no_grad():
+            pixels = torch.from_numpy(prepared(image, (64, 64), [0.5] * 3, [0.5] * 3, "BICUBIC"))
+            near = net(pixel_values=pixels).predicted_depth[0].numpy().astype(float)
+        near = (near - near.min()) / (near.max() - near.min())
+        rows, columns = (np.linspace(0, 63, number) for number in image.shape[:2])
+        expected = RegularGridInterpolator((np.arange(64), np.arange(64)), near)(
+            tuple(np.meshgrid(rows, columns, indexing="ij"))
+        )
+        found = depth(image)
+        assert found.shape == image.shape[:2]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert found.std() > 0.01
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("category", compbench_files.CATEGORIES)
+def test_a_categorys_scorer_is_its_rule_over_its_networks(
+    category: str, blip: Path, owlv2: Path, dpt: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(prompt: str) -> Parsed:
+        words = [Word(word, "ADJ" if word == "red" else "NOUN") for word in prompt.split()]
+        return Parsed(prompt, tuple(words), ("a red dog", "the cup"))
+
+    monkeypatch.setattr(compbench_prompts, "parser", lambda: Parser("words", parse))
+    folders = {"blip": blip, "owlv2": owlv2, "dpt": dpt, "clip": clip}
+    scorer = judges.compbench_scorer(category, folders)
+    others = {"non_spatial": "compbench-clip", **dict.fromkeys(("color", "shape", "texture"), "compbench")}
+    assert scorer.name == f"{others.get(category, 'compbench-owlv2')}/{category}"
+    assert ("words" in scorer.digest) is (category not in ("numeracy", "non_spatial"))
+    said = {"prompt": "red dog in front of cup" if category == "3d_spatial" else "red dog on the left of cup",
+            "objects": {"dog": 2, "cup": 1}, "parts": ["spatial", "action"]}  # fmt: skip
+    values = scorer.score(PICTURES, [said] * 3)
+    senses = Senses(answers.load_blip(blip), open_vocabulary.load_owlv2(owlv2), depths.load_dpt(dpt),
+                    judges.load_similarity(clip))  # fmt: skip
+    expected = [compbench.score(category, image, said, senses, Parser("words", parse)) for image in PICTURES]
+    assert values == pytest.approx(expected, abs=1e-6)
+    assert json.loads(json.dumps(values)) == values
+    if category == "non_spatial":
+        extractor = features.load(f"clip={clip}")
+        one, other = extractor.embed(PICTURES[:1])[0], extractor.texts([said["prompt"]])[0]  # type: ignore[misc]
+        assert values[0] == pytest.approx(one @ other / np.linalg.norm(one) / np.linalg.norm(other), abs=1e-5)
+
+
+@pytest.mark.parity
+def test_what_a_category_lacks_is_one_line(blip: Path, owlv2: Path, clip: Path, tmp_path: Path) -> None:
+    assert "no category" in error(judges.compbench_scorer, "colour", {})
+    assert "needs folders of owlv2, dpt; there is none of dpt" in error(
+        judges.compbench_scorer, "3d_spatial", {"owlv2": owlv2}
+    )
+    for category, folders, kinds in (
+        ("color", {"blip": clip}, "of type clip, not blip"), ("spatial", {"owlv2": blip}, "of type blip, not owlv2"),
+        ("3d_spatial", {"owlv2": owlv2, "dpt": clip}, "of type clip, not dpt"),
+        ("non_spatial", {"clip": owlv2}, "of type owlv2, not clip"),
+        ("numeracy", {"owlv2": tmp_path / "nowhere"}, "no such folder"),
+    ):  # fmt: skip
+        assert kinds in error(judges.compbench_scorer, category, folders)
+    shutil.copytree(blip, tmp_path / "blip")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "blip" / name).unlink()
+    (tmp_path / "blip" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no"]))
+    assert "words are not those of BLIP" in error(answers.load_blip, tmp_path / "blip")
+
+
+def test_a_question_is_read_as_blip_was_taught() -> None:
+    assert answers.plain('A "Red" cup: (big); the best!?') == "a red cup big the best?"
+    assert answers.plain(" ".join("abc" for _ in range(60))).count("abc") == 50
