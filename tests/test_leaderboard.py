@@ -76,7 +76,8 @@ def test_what_an_encoder_is_worth_is_paired_over_prompts(tmp_path: Path) -> None
     rows = [
         {
             "name": "pickscore", "group": "overall", "value": float(values.mean()), "se": 1.0, "step": 5,
-            "without": left, "by_prompt": values.tolist(), "images_by_prompt": [1] * 40, "prompt_list": "p", "judge": "pickscore",
+            "without": left, "by_prompt": values.tolist(), "images_by_prompt": [1] * 40,
+            "prompt_list": "p", "judge": "pickscore",
         }
         for values, left in ((given, []), (without, ["t5"]))
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sd3_jax import records
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import coco, prompts, scorer, suites
+from sd3_jax.evaluation import coco, compbench_files, prompts, scorer, suites
 from sd3_jax.evaluation.scorer import Scorer
 from sd3_jax.scorers import choose
 
@@ -242,9 +242,65 @@ def test_exact_judges_answer_for_scenes_and_say_only_what_is_asked(sd3: Any, tmp
     assert all(name.startswith("scene-geneval") for name in names)
 
 
+@pytest.fixture
+def compbench_copy(tmp_path: Path) -> Path:
+    """Two categories of a copy of T2I-CompBench's lists."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / "color_val.txt").write_text("a red cup and a blue dog\na green cat and a pink car\n")
+    (folder / "non_spatial_val.txt").write_text("a man eats a pear\n")
+    return folder
+
+
+def test_compbench_scores_categories_and_answers_in_upstreams_files(
+    sd3: Any, tmp_path: Path, compbench_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One category's pictures are named as upstream names them, the other's are in GenEval's layout."""
+    judges = {
+        "color": Scorer("compbench/color", "1", shade),
+        "non_spatial": Scorer("compbench-x/non_spatial", "1", shade),
+    }
+    monkeypatch.setattr(choose, "compbench", lambda found: judges)
+    samples = tmp_path / "sys" / "color" / "samples"
+    for number, text in enumerate(["a red cup and a blue dog"] * 10 + ["a green cat and a pink car"] * 10):
+        write_picture(samples / f"{text}_{number:06d}.png", number)
+    write_folder(tmp_path / "sys" / "non_spatial", ["a man eats a pear"], images=10, start=50)
+    ask = ("evaluate", tmp_path / "sys", "--suite", "compbench", "--compbench", compbench_copy)
+    result = call(sd3, *ask)
+    assert result.status == 0, result.stderr
+    rows = {(row["name"], row["group"]): row for row in records.read_scores(tmp_path / "sys" / "evals.jsonl")[0]}
+    assert rows["compbench", "color"]["value"] == 9.5
+    assert rows["compbench-x", "non_spatial"]["value"] == 54.5
+    assert rows["compbench-x", "mean of 2"]["value"] == 32
+    assert rows["compbench", "color"]["prompts"] == 2
+    answers = json.loads((tmp_path / "sys" / "compbench" / "color" / "vqa_result.json").read_text())
+    assert answers == [{"question_id": number, "answer": number} for number in range(20)]
+    (samples / "a red cup and a blue dog_000003.png").unlink()
+    result = call(sd3, *ask)
+    assert (result.status, result.stderr.count("\n")) == (2, 1)
+    assert "1 pictures are missing" in result.stderr
+    answers = json.loads((tmp_path / "sys" / "compbench" / "color" / "vqa_result.json").read_text())
+    assert [row["question_id"] for row in answers] == [number for number in range(20) if number != 3]
+
+
+def test_pictures_under_compbenchs_names_are_links_that_its_readers_find(tmp_path: Path) -> None:
+    asked = [prompts.Prompt(np.zeros(0, int), {"prompt": text}, 2) for text in ("a red cup", "a dog")]
+    write_folder(tmp_path / "drawn", ["a red cup", "a dog"], images=2)
+    shots = suites.find(tmp_path / "drawn", asked, "a list").shots
+    for _ in range(2):
+        compbench_files.lay_out(tmp_path / "color", suites.numbered(shots, asked))
+    for index in range(2):
+        write_picture(tmp_path / "flat" / f"00001_{index:04d}.png", index)
+    assert [*suites.numbered(suites.find(tmp_path / "flat", asked, "a list").shots, asked)] == [2, 3]
+    there = compbench_files.read_pictures(tmp_path / "color", [prompt.metadata for prompt in asked])
+    assert [(number, shot.prompt) for number, shot in there] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    assert [shot.path.resolve() for _, shot in there] == [shot.path.resolve() for shot in shots]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("--suite", "compbench"), "suite compbench: needs --scorer NAME=FOLDER"),
         (("--suite", "beauty"), "--suite: 'beauty' is not one of geneval, compbench"),
         (("--suite", "geneval"), "suite geneval: needs --scorer mask2former=FOLDER"),
         (("--suite", "preference"), "suite preference: needs --scorer NAME=FOLDER of one of pickscore"),

@@ -48,6 +48,9 @@ def evaluate(
     ] = None,
     prompts: PromptsOption = None,
     images: Annotated[int | None, typer.Option(min=1, help="Pictures of each prompt of a suite; 4 if drawn.")] = None,
+    compbench: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A copy of T2I-CompBench's examples/dataset, its prompts.")
+    ] = None,
     real: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="True pictures, or a prepared set, for suite fidelity.")
     ] = None,
@@ -128,7 +131,8 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     if suite is not None:
         suites = scoring.parse(suite)
-        asked = scoring.Asked(suites, scorer or (), prompts, images, real, features or ("scene",), 6 * images_per_task)
+        own = 6 * images_per_task
+        asked = scoring.Asked(suites, scorer or (), prompts, images, compbench, real, features or ("scene",), own)
         others, paths = scoring.split(paths, experiment)
         rows = scoring.score(scoring.systems_of(others, sampler, step, out), asked) if others else []
     shown = scoring.table(rows) if rows else []
@@ -140,12 +144,12 @@ def evaluate(
         if memorised:
             _memorisation(runs, step, sampler, images_per_task, json_file)
             return
-        own = [row for folder in folders for row in _evaluate_folder(folder, experiment, set_, images_per_task)]
+        judged = [row for folder in folders for row in _evaluate_folder(folder, experiment, set_, images_per_task)]
         if runs:
             compared = with_preference and (asked is None or "preference" in asked.suites)
-            own += _evaluate_runs(runs, request, step, reference, compared, workers, protocol)
-        own = own if asked is None else scoring.of_scenes(own, asked.suites)
-        rows, shown = [*rows, *own], [*shown, *terminal.score_tables(own)]
+            judged += _evaluate_runs(runs, request, step, reference, compared, workers, protocol)
+        judged = judged if asked is None else scoring.of_scenes(judged, asked.suites)
+        rows, shown = [*rows, *judged], [*shown, *terminal.score_tables(judged)]
     terminal.show(shown, rows, json_file)
     partial = next((row["partial"] for row in rows if row.get("partial")), None)
     if partial:

@@ -24,6 +24,7 @@ class Asked:
     scorers: Sequence[str] = ()
     prompts: Path | None = None
     images: int | None = None
+    compbench: Path | None = None  # a copy of its prompts
     real: Path | None = None
     features: Sequence[str] = ("scene",)
     own: int = 600  # prompts that a run brings along
@@ -92,19 +93,27 @@ def _steps(path: Path, steps: Sequence[int] | None) -> Sequence[int | None]:
 
 def score(found: Sequence[Any], asked: Asked) -> list[dict[str, Any]]:
     """The scores of systems (of ``sd3_jax.systems``) in the suites asked for, written beside each."""
+    from sd3_jax import systems
+    from sd3_jax.evaluation import suites
+
     parts = _parts(asked)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for system in found:
         for part in parts:
             rows += _part(system, part, asked)
+        if own := [row for row in rows if row["run"] == system.name and row["name"].startswith("compbench")]:
+            rows += systems.write(system, [suites.overall_of_categories(own)])
         if "fidelity" in asked.suites:
             rows += _fidelity(system, asked)
     return rows
 
 
 class _Part(NamedTuple):
+    """Prompts that are drawn together, and their judges."""
+
     suite: str
     scorers: list[Any]
+    category: str | None = None  # of CompBench
 
 
 def _parts(asked: Asked) -> list[_Part]:
@@ -118,6 +127,8 @@ def _parts(asked: Asked) -> list[_Part]:
         match suite:
             case "geneval":
                 found.append(_Part(suite, [choose.geneval(there)]))
+            case "compbench":
+                found += [_Part(suite, [judge], name) for name, judge in choose.compbench(there).items()]
             case "preference":
                 found.append(_Part(suite, choose.preference(there)))
             case "typography":
@@ -127,11 +138,12 @@ def _parts(asked: Asked) -> list[_Part]:
 
 def _part(system: Any, part: _Part, asked: Asked) -> list[dict[str, Any]]:
     from sd3_jax import systems
-    from sd3_jax.evaluation import scorer, suites
+    from sd3_jax.evaluation import compbench_files, scorer, suites
 
-    wanted, where = _prompts(system, part.suite, asked)
+    wanted, where = _prompts(system, part, asked)
     folder = _draw(system, wanted)
-    found = suites.find(folder, wanted, where)
+    find = suites.find if part.category is None else suites.find_category
+    found = find(folder, wanted, where if part.category is None else part.category)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     rows = []
@@ -142,14 +154,26 @@ def _part(system: Any, part: _Part, asked: Asked) -> list[dict[str, Any]]:
         if not own:
             raise UserError(f"{folder}: no picture that {judge.name} can say anything of ({where})")
         rows += systems.write(system, own)
+        if part.category is not None:
+            out = system.out / "compbench" / part.category
+            numbered = suites.numbered(found.shots, wanted)
+            if system.draws:
+                compbench_files.lay_out(out, numbered)
+            known = {shot.path: value for shot, value in zip(said.shots, said.values, strict=True)}
+            answers = {number: known[shot.path] for number, shot in numbered.items() if shot.path in known}
+            compbench_files.write_answers(out / "vqa_result.json", answers)
     return rows
 
 
-def _prompts(system: Any, suite: str, asked: Asked) -> tuple[list[Any], str]:
-    """The prompts of a suite, and where they are from: GenEval's own, a file's, or those that the system brings."""
+def _prompts(system: Any, part: _Part, asked: Asked) -> tuple[list[Any], str]:
+    """The prompts of a suite, and where they are from: the benchmark's, a file's, or those that the system brings."""
     from sd3_jax.evaluation import prompts, suites
 
-    if suite == "geneval":
+    if part.category is not None:
+        if asked.compbench is None:
+            raise UserError("suite compbench: --compbench FOLDER says where a copy of its examples/dataset lies")
+        return prompts.compbench_texts(asked.compbench, part.category, asked.images), str(asked.compbench)
+    if part.suite == "geneval":
         return prompts.geneval_texts(asked.images or IMAGES), "GenEval's 553 prompts"
     if asked.prompts is not None:
         named = str(asked.prompts) == "geneval" and not asked.prompts.exists()
@@ -161,7 +185,7 @@ def _prompts(system: Any, suite: str, asked: Asked) -> tuple[list[Any], str]:
     if not system.draws:
         return suites.own_prompts(system.pictures([], lambda done: None)), "its own prompts"
     if system.own is None:
-        raise UserError(f"{system.name}: --prompts FILE says what it is to draw for suite {suite}")
+        raise UserError(f"{system.name}: --prompts FILE says what it is to draw for suite {part.suite}")
     return system.own(asked.own), "captions that were held out"
 
 
@@ -178,7 +202,7 @@ def _fidelity(system: Any, asked: Asked) -> list[dict[str, Any]]:
     real = asked.real or system.real
     if real is None:
         raise UserError(f"{system.name}: --real FOLDER says which pictures it is compared with for suite fidelity")
-    wanted = _prompts(system, "fidelity", asked)[0] if system.draws else []
+    wanted = _prompts(system, _Part("fidelity", []), asked)[0] if system.draws else []
     sources = [between.find(_draw(system, wanted)), between.find(real)]
     content = {"pictures": sources[0].content(), "reference_pictures": sources[1].content()}
     known = records.read_scores(system.out / systems.SCORES)[0]

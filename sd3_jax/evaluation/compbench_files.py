@@ -6,6 +6,7 @@ A list is ``{category}_{train,val}.txt`` of the user's copy, a prompt a line. Te
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,22 @@ def read_pictures(folder: Path, prompts: Sequence[Mapping[str, Any]]) -> list[tu
     if not found:
         raise UserError(f"{folder / 'samples'}: holds no pictures of T2I-CompBench's names")
     return sorted(found.items())
+
+
+def lay_out(folder: Path, shots: Mapping[int, Shot]) -> None:
+    """Pictures under T2I-CompBench's names, for its own scorers to read: links to where they are.
+
+    Raises UserError for a prompt that cannot be a name.
+    """
+    samples = folder / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    for number, shot in shots.items():
+        path = samples / picture_name(shot.metadata["prompt"], number)
+        target = os.path.relpath(shot.path.resolve(), samples.resolve())
+        if path.is_symlink() and os.readlink(path) != target:
+            path.unlink()
+        if not path.is_symlink():
+            path.symlink_to(target)
 
 
 def write_answers(path: Path, answers: Mapping[int, float]) -> None:

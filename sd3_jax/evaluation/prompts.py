@@ -18,7 +18,7 @@ from jaxtyping import Int
 from sd3_jax.config import DataConfig
 from sd3_jax.data import captions, composition
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import coco
+from sd3_jax.evaluation import coco, compbench_files
 
 IMAGES_A_PROMPT = 4  # GenEval's, where there are prompts enough
 # The tasks with what training shows, and those whose captions can say what it never does.
@@ -142,6 +142,16 @@ def read_texts(path: Path, images: int = IMAGES_A_PROMPT) -> list[Prompt]:
 def geneval_texts(images: int = IMAGES_A_PROMPT) -> list[Prompt]:
     """GenEval's own 553 prompts, of COCO's objects, for a model that any text can be said to."""
     return [Prompt(np.zeros(0, int), row, images) for row in coco.geneval_prompts()]
+
+
+def compbench_texts(folder: Path, category: str, images: int | None = None) -> list[Prompt]:
+    """The prompts of a category of T2I-CompBench, of a copy of its lists, each with ten pictures unless told.
+
+    Raises UserError for a list that is not there, or has no prompts.
+    """
+    rows = compbench_files.read_category(folder, category)
+    found = {row["prompt"]: Prompt(np.zeros(0, int), row, images or compbench_files.EACH) for row in rows}
+    return list(found.values())
 
 
 def _each_once(path: Path, found: list[tuple[int, Prompt]]) -> list[Prompt]:

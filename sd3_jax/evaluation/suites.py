@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import folders, geneval, judged, prompts, upstream
+from sd3_jax.evaluation import compbench_files, folders, geneval, judged, prompts, upstream
 from sd3_jax.evaluation.geneval import Mean
 from sd3_jax.evaluation.prompts import Prompt
 from sd3_jax.evaluation.scorer import Said, Scorer, Shot, checksum
@@ -48,6 +48,42 @@ def find(folder: Path, asked: Sequence[Prompt], where: str) -> Pictures:
     others = folders.count_others(folder, texts)
     notes += [f"{folder}: {others:,} prompts that are not of {where} are left out"] if others else []
     return Pictures(shots, problems, notes)
+
+
+def find_category(folder: Path, asked: Sequence[Prompt], category: str) -> Pictures:
+    """The pictures of a category of T2I-CompBench: as it names them, in ``folder/category/samples``, or as others are.
+
+    Errors of :func:`find`.
+    """
+    inner = folder / category
+    if not any((inner / "samples").glob("*.png")):
+        return find(inner if inner.is_dir() else folder, asked, f"category {category}")
+    there = compbench_files.read_pictures(inner, [prompt.metadata for prompt in asked])
+    wanted = sum(prompt.images for prompt in asked)
+    lacking = [f"{inner}: {wanted - len(there):,} pictures are missing"] if len(there) < wanted else []
+    return Pictures([shot for _, shot in there], lacking, [])
+
+
+def numbered(shots: Sequence[Shot], asked: Sequence[Prompt]) -> dict[int, Shot]:
+    """Pictures by the numbers that T2I-CompBench gives them, prompt by prompt: those of their names where they have
+    its names."""
+    first = np.cumsum([0, *(prompt.images for prompt in asked)])
+    found = {}
+    for shot in shots:
+        prompt, _, number = shot.path.stem.replace("-", "_").rpartition("_")
+        in_order = first[shot.prompt] + (int(number) if prompt or shot.path.parent.name == "samples" else 0)
+        found[int(in_order if not prompt or prompt.isdigit() else number)] = shot
+    return found
+
+
+def overall_of_categories(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The unweighted mean of CompBench's categories, under the name of who judged some of them otherwise than it does;
+    ``overall`` if they are all eight."""
+    name = next((row["name"] for row in rows if row["name"] != "compbench"), "compbench")
+    mean = geneval.unweighted([Mean(row["value"], row["se"], row["n"], row["prompts"]) for row in rows])
+    group = OVERALL if len(rows) == len(compbench_files.CATEGORIES) else f"mean of {len(rows)}"
+    partial = [row["partial"] for row in rows if "partial" in row]
+    return {"name": name, "group": group, **_mean(mean), **({"partial": partial[0]} if partial else {})}
 
 
 def as_there_are(folder: Path, asked: Sequence[Prompt], where: str) -> list[Prompt]:

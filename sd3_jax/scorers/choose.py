@@ -12,7 +12,8 @@ from sd3_jax.evaluation.scorer import Scorer
 
 FOLDER = "SD3_JAX_SCORERS"
 PREFERENCE = ("pickscore", "hpsv2", "imagereward", "aesthetics")
-NAMES = ("mask2former", "clip", *PREFERENCE)
+CLIP_B32 = "clip-b32"  # CompBench's CLIP; GenEval's is another
+NAMES = ("mask2former", "clip", "blip", "owlv2", "dpt", CLIP_B32, *PREFERENCE)
 
 
 def folders(given: Mapping[str, Path]) -> dict[str, Path]:
@@ -35,6 +36,23 @@ def geneval(found: Mapping[str, Path]) -> Scorer:
             "read by: sd3-jax geneval results.jsonl --record FOLDER"
         )
     return detector.geneval(found["mask2former"], found["clip"])
+
+
+def compbench(found: Mapping[str, Path]) -> dict[str, Scorer]:
+    """The judges of CompBench's categories whose weights are there. Raises UserError if there is none."""
+    from sd3_jax.evaluation.compbench import NEEDS
+    from sd3_jax.scorers import compbench as judges
+
+    there = {name: found[name] for name in ("blip", "owlv2", "dpt") if name in found}
+    if clip := found.get(CLIP_B32, found.get("clip")):
+        there["clip"] = clip
+    chosen = [name for name, needs in NEEDS.items() if all(judges.FOLDERS[need] in there for need in needs)]
+    if not chosen:
+        raise UserError(
+            f"suite compbench: needs --scorer NAME=FOLDER (or {FOLDER}): blip for attributes, owlv2 for places and "
+            f"numbers, dpt besides for depth, {CLIP_B32} for what is no relation of places"
+        )
+    return {name: judges.compbench_scorer(name, there) for name in chosen}
 
 
 def preference(found: Mapping[str, Path]) -> list[Scorer]:

@@ -8,6 +8,7 @@ complex                        all three: ``compbench-owlv2/complex``
 =============================  ========================================================================
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def compbench_scorer(category: str, folders: Mapping[str, Path]) -> Scorer:
         wanted = ", ".join(FOLDERS[need] for need in needs)
         raise UserError(f"compbench/{category}: needs folders of {wanted}; there is none of {lacking[0]}")
     paths = {need: folders[FOLDERS[need]] for need in needs}
-    senses = Senses(**{need: _LOAD[need](path) for need, path in paths.items()})
+    senses = Senses(**{need: _loaded(need, path) for need, path in paths.items()})
     parse = compbench_prompts.parser()
 
     def score(images: Images, prompts: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -69,6 +70,12 @@ _LOAD: dict[str, Callable[[Path], Any]] = {
     "depth": load_dpt,
     "similarity": load_similarity,
 }
+
+
+@functools.cache
+def _loaded(need: str, folder: Path) -> Any:
+    """A sense, once for all categories that need it."""
+    return _LOAD[need](folder)
 
 
 def _name(category: str, folders: Mapping[str, Path]) -> str:
