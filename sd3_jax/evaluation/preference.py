@@ -1,12 +1,13 @@
 """Preference from paired rewards: a win rate against one reference run, and Bradley-Terry strengths of all runs.
 
 Only pictures of the same prompt and index are compared. Pictures of one prompt are alike, so prompts are what is
-independent: every standard error and interval is clustered by prompt.
+independent: every standard error and interval is clustered by prompt. A judge of pictures is a rater like any other:
+of two pictures it prefers the one that it gives the higher score.
 """
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,6 +19,8 @@ RESAMPLES = 1000
 ELO_REFERENCE, ELO_PER_DECADE = 1000.0, 400.0
 PRIOR_WINS = 0.5  # that each run is granted over each other, so that one that wins all has a finite strength
 _TOLERANCE, _ITERATIONS = 1e-10, 10_000
+# What a difference of a judge's scores is times to be the log-odds that the first is preferred, as it was trained.
+LOG_ODDS = {"pickscore": 1.0, "imagereward": 1.0333394966054072, "hpsv2": 100.0}
 
 
 class Mean(NamedTuple):
@@ -163,6 +166,57 @@ def scores_of_wins(
     se, (low, high) = np.std(many, axis=0, ddof=1), np.percentile(many, (2.5, 97.5), axis=0)
     whole = np.stack([value, se, low, high], axis=1).tolist()
     return [Score(value, se, (low, high)) for value, se, low, high in whole]
+
+
+def rated(
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    reference: str,
+    log_odds: float | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """What a judge prefers: for each system a row of its win rate against the reference, and its Elo score in all.
+
+    ``scores[system][prompt]`` are those of a system's pictures of a prompt; pictures of one prompt and place in its
+    list are compared, as far as both systems have them, and ``n`` and ``prompts`` of a row count those. Given
+    ``log_odds`` (:data:`LOG_ODDS`), it has ``soft`` too, the mean probability that the system's picture is preferred.
+
+    Raises UserError for an unknown reference, fewer than two systems, a system that shares fewer than two prompts with
+    the reference, or a score that is no finite number.
+    """
+    if reference not in scores:
+        raise UserError(f"reference {reference!r} is not one of the systems {', '.join(scores)}")
+    if len(scores) < 2:
+        raise UserError(f"a preference needs two systems or more, not {reference} alone")
+    names = list(scores)
+    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for own in scores.values() for prompt in own))}
+    flat = {
+        name: {(numbers[prompt], place): score for prompt, own in found.items() for place, score in enumerate(own)}
+        for name, found in scores.items()
+    }
+    wins = np.zeros((len(numbers), len(names), len(names)))
+    rows = []
+    for i, name in enumerate(names):
+        if wrong := [score for score in flat[name].values() if not math.isfinite(score)]:
+            raise UserError(f"{name}: {len(wrong)} of {len(flat[name])} scores are not finite numbers")
+        for j, other in enumerate(names):
+            shared = [key for key in flat[name] if key in flat[other]]
+            own, others = (np.array([flat[system][key] for key in shared]) for system in (name, other))
+            prompts = np.array([number for number, _ in shared], np.int64)
+            if i != j:
+                wins[:, i, j] = np.bincount(prompts, _wins(own - others), len(numbers))
+            if other == reference:
+                if len(set(prompts)) < 2:
+                    raise UserError(f"{name}: shares {len(set(prompts))} prompts with {reference}; two are needed")
+                win = win_rate(own * (log_odds or 1), others * (log_odds or 1), prompts, resamples, seed)
+                soft = {"soft": win.soft.value, "soft_se": win.soft.se, "soft_ci95": list(win.soft.ci95)}
+                row = {"system": name, "value": win.value, "se": win.se, "ci95": list(win.ci95), "n": win.n}
+                rows.append(row | {"prompts": win.n_prompts} | (soft if log_odds else {}))
+    elos = scores_of_wins(wins, names.index(reference), resamples, seed)
+    return [
+        row | {"elo": score.value, "elo_se": score.se, "elo_ci95": list(score.ci95)}
+        for row, score in zip(rows, elos, strict=True)
+    ]
 
 
 def _wins(difference: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:

@@ -77,8 +77,12 @@ def load(folder: Path, called: str, auto: str, kinds: Sequence[str], unused: str
     lacking = sorted(map(str, [*said["missing_keys"], *said["mismatched_keys"]]))
     if lacking := [name for name in lacking if not (unused and name.startswith(unused))]:
         raise UserError(f"{folder}: its weights are not those of its config.json: {lacking[0]} is not there")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Loaded(torch, transformers, net.to(device).eval(), device)
+    return Loaded(torch, transformers, net.to(device(torch)).eval(), device(torch))
+
+
+def device(torch: Any) -> Any:
+    """Where networks of torch run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read(kind: Any, folder: Path, **options: Any) -> Any:

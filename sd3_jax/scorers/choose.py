@@ -57,12 +57,13 @@ def compbench(found: Mapping[str, Path]) -> dict[str, Scorer]:
 
 def preference(found: Mapping[str, Path]) -> list[Scorer]:
     """The judges of preference whose weights are there. Raises UserError if there is none."""
+    from sd3_jax.scorers import imagereward
     from sd3_jax.scorers import preference as judges
 
     makers: dict[str, Callable[[Path], Scorer]] = {
         "pickscore": judges.pickscore,
         "hpsv2": judges.hpsv2,
-        "imagereward": judges.imagereward,
+        "imagereward": imagereward.imagereward,
         "aesthetics": judges.aesthetics,
     }
     chosen = [makers[name](found[name]) for name in PREFERENCE if name in found]
