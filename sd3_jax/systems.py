@@ -22,6 +22,7 @@ class System(NamedTuple):
     """Something that has pictures of prompts, or draws them."""
 
     name: str
+    path: Path
     out: Path  # its scores, and what judges said, are here
     setting: Mapping[str, Any]  # how its pictures come to be, as fields of rows
     pictures: Callable[[Sequence[Prompt], Report], Path]  # draws what is missing; the folder that holds them
@@ -42,7 +43,7 @@ def find(path: Path, sampler: Sampler, step: int | None = None, out: Path | None
     if (path / "config.json").is_file():
         return _run(path, sampler, step, out or path)
     name = path.resolve().name
-    return System(name, out or path, {}, lambda asked, report: path, draws=False)
+    return System(name, path, out or path, {}, lambda asked, report: path, draws=False)
 
 
 def _run(run_dir: Path, sampler: Sampler, step: int | None, out: Path) -> System:
@@ -59,7 +60,7 @@ def _run(run_dir: Path, sampler: Sampler, step: int | None, out: Path) -> System
         return conditioning.held_out_prompts(conditioning.held_out(config, run_dir), count, fewer=True)
 
     name, said, real = run_dir.resolve().name, {"step": at, **sampler.settings}, conditioning.held_out(config, run_dir)
-    return System(name, out, said, pictures, draws=True, own=own, real=real.folder)
+    return System(name, run_dir, out, said, pictures, draws=True, own=own, real=real.folder)
 
 
 def _pipeline(folder: Path, sampler: Sampler, out: Path) -> System:
@@ -74,7 +75,7 @@ def _pipeline(folder: Path, sampler: Sampler, out: Path) -> System:
         where = out / "samples" / f"{name}-{prompts.fingerprint(asked)}"
         return pipelines.sample(folder, said, asked, where, report)
 
-    return System(folder.resolve().name, out, said, pictures, draws=True)
+    return System(folder.resolve().name, folder, out, said, pictures, draws=True)
 
 
 def write(system: System, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -168,6 +168,26 @@ def test_folders_of_pictures_stand_side_by_side_and_keep_their_scores(
     assert len(records.read_rows(tmp_path / "two" / scorer.FILE)[0]) == 4
 
 
+def test_a_judge_prefers_whose_pictures_it_gives_more(sd3: Any, judged_by_shade: None, tmp_path: Path) -> None:
+    """Of two prompts with two pictures each, one has the brighter pictures throughout, the other half of the time."""
+    write_folder(tmp_path / "one", ["a cat", "a dog"], images=2, start=10)
+    write_folder(tmp_path / "two", ["a cat", "a dog"], images=2, start=0)
+    for number, index, value in ((0, 0, 100), (0, 1, 5), (1, 0, 12), (1, 1, 5)):  # won, lost, tied, lost
+        write_picture(tmp_path / "two" / f"{number:05d}" / "samples" / f"{index:04d}.png", value)
+    ask = ("evaluate", tmp_path / "one", tmp_path / "two", "--suite", "preference")
+    assert call(sd3, *ask).status == 0
+    rows = {row["name"]: row for row in records.read_scores(tmp_path / "two" / "evals.jsonl")[0]}
+    assert rows["shade-win-rate"]["value"] == (1 + 0 + 0.5 + 0) / 4
+    assert rows["shade-win-rate"]["reference"] == "one"
+    assert rows["shade-elo"]["value"] < 1000
+    assert call(sd3, *ask, "--reference", tmp_path / "two").status == 0
+    other = {
+        (row["name"], row.get("reference")): row for row in records.read_scores(tmp_path / "one" / "evals.jsonl")[0]
+    }
+    assert other["shade-win-rate", "two"]["value"] == 0.625
+    assert other["shade-elo", "one"]["value"] == 1000
+
+
 def test_missing_and_unreadable_pictures_make_partial_scores_and_one_line(
     sd3: Any, judged_by_shade: None, tmp_path: Path
 ) -> None:

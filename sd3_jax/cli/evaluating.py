@@ -24,6 +24,7 @@ from sd3_jax.cli.pictures import (
     checked_weights,
     progress,
 )
+from sd3_jax.cli.voting import named
 from sd3_jax.errors import UserError
 from sd3_jax.experiments import load_experiment
 
@@ -134,7 +135,8 @@ def evaluate(
         own = 6 * images_per_task
         asked = scoring.Asked(suites, scorer or (), prompts, images, compbench, real, features or ("scene",), own)
         others, paths = scoring.split(paths, experiment)
-        rows = scoring.score(scoring.systems_of(others, sampler, step, out), asked) if others else []
+        found = scoring.systems_of(named(list(map(str, others))), sampler, step, out)
+        rows = scoring.score(found, asked, reference) if found else []
     shown = scoring.table(rows) if rows else []
     if paths:
         runs, folders = _sort(paths)

@@ -78,33 +78,65 @@ def split(paths: Sequence[Path], experiment: str | None) -> tuple[list[Path], li
     return others, scenes
 
 
-def systems_of(paths: Sequence[Path], sampler: Any, steps: Sequence[int] | None, out: Path | None) -> list[Any]:
-    """The systems of paths, a run once for each step. Raises UserError for ``out`` of several."""
+def systems_of(paths: Mapping[str, Path], sampler: Any, steps: Sequence[int] | None, out: Path | None) -> list[Any]:
+    """The systems of paths, under their names, a run once for each step. Raises UserError for ``out`` of several."""
     from sd3_jax import systems
 
     if out is not None and len(paths) > 1:
         raise UserError(f"--out {out}: is of one target alone, and there are {len(paths)}")
-    return [systems.find(path, sampler, step, out) for path in paths for step in _steps(path, steps)]
+    found = []
+    for name, path in paths.items():
+        own = steps if steps and (path / "config.json").is_file() else (None,)
+        for step in own:
+            called = name if len(own) == 1 else f"{name}@{step}"
+            found.append(systems.find(path, sampler, step, out)._replace(name=called))
+    return found
 
 
-def _steps(path: Path, steps: Sequence[int] | None) -> Sequence[int | None]:
-    return steps if steps and (path / "config.json").is_file() else (None,)
+def score(found: Sequence[Any], asked: Asked, reference: Path | None = None) -> list[dict[str, Any]]:
+    """The scores of systems (of ``sd3_jax.systems``) in the suites asked for, written beside each.
 
-
-def score(found: Sequence[Any], asked: Asked) -> list[dict[str, Any]]:
-    """The scores of systems (of ``sd3_jax.systems``) in the suites asked for, written beside each."""
+    Judges of preference also compare the systems with one another, or with the one at ``reference``.
+    """
     from sd3_jax import systems
     from sd3_jax.evaluation import suites
 
     parts = _parts(asked)
     rows: list[dict[str, Any]] = []
+    rated: dict[str, dict[str, Any]] = {}  # of each judge of preference and system, what it said
     for system in found:
         for part in parts:
-            rows += _part(system, part, asked)
+            own, said = _part(system, part, asked)
+            rows += own
+            for judge, one in said.items() if part.suite == "preference" else ():
+                rated.setdefault(judge, {})[system.name] = one
         if own := [row for row in rows if row["run"] == system.name and row["name"].startswith("compbench")]:
             rows += systems.write(system, [suites.overall_of_categories(own)])
         if "fidelity" in asked.suites:
             rows += _fidelity(system, asked)
+    if rated and len(found) > 1:
+        rows += _compared(found, rated, reference)
+    return rows
+
+
+def _compared(
+    found: Sequence[Any], rated: Mapping[str, Mapping[str, Any]], reference: Path | None
+) -> list[dict[str, Any]]:
+    """Win rates against one system, the first unless named, and Elo scores of all, by each judge of preference."""
+    from sd3_jax import systems
+    from sd3_jax.evaluation import suites
+
+    whom = found[0]
+    if reference is not None:
+        chosen = [system for system in found if system.path.resolve() == reference.resolve()]
+        if not chosen:
+            raise UserError(f"--reference {reference}: is not one of the targets")
+        whom = chosen[0]
+    by_name = {system.name: system for system in found}
+    rows = []
+    for judge, said in rated.items():
+        for name, own in suites.preference_rows(judge, said, whom.name).items():
+            rows += systems.write(by_name[name], own)
     return rows
 
 
@@ -136,7 +168,8 @@ def _parts(asked: Asked) -> list[_Part]:
     return found
 
 
-def _part(system: Any, part: _Part, asked: Asked) -> list[dict[str, Any]]:
+def _part(system: Any, part: _Part, asked: Asked) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The scores of one system by the judges of one part, and what each of them said."""
     from sd3_jax import systems
     from sd3_jax.evaluation import compbench_files, scorer, suites
 
@@ -146,7 +179,7 @@ def _part(system: Any, part: _Part, asked: Asked) -> list[dict[str, Any]]:
     found = find(folder, wanted, where if part.category is None else part.category)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
-    rows = []
+    rows, words = list[dict[str, Any]](), dict[str, Any]()
     for judge in part.scorers:
         with progress(f"{system.name}, {judge.name}", len(found.shots)) as report:
             said = scorer.ask(judge, found.shots, system.out / scorer.FILE, report)
@@ -154,6 +187,7 @@ def _part(system: Any, part: _Part, asked: Asked) -> list[dict[str, Any]]:
         if not own:
             raise UserError(f"{folder}: no picture that {judge.name} can say anything of ({where})")
         rows += systems.write(system, own)
+        words[judge.name] = said
         if part.category is not None:
             out = system.out / "compbench" / part.category
             numbered = suites.numbered(found.shots, wanted)
@@ -162,7 +196,7 @@ def _part(system: Any, part: _Part, asked: Asked) -> list[dict[str, Any]]:
             known = {shot.path: value for shot, value in zip(said.shots, said.values, strict=True)}
             answers = {number: known[shot.path] for number, shot in numbered.items() if shot.path in known}
             compbench_files.write_answers(out / "vqa_result.json", answers)
-    return rows
+    return rows, words
 
 
 def _prompts(system: Any, part: _Part, asked: Asked) -> tuple[list[Any], str]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import compbench_files, folders, geneval, judged, prompts, upstream
+from sd3_jax.evaluation import compbench_files, folders, geneval, judged, preference, prompts, upstream
 from sd3_jax.evaluation.geneval import Mean
 from sd3_jax.evaluation.prompts import Prompt
 from sd3_jax.evaluation.scorer import Said, Scorer, Shot, checksum
@@ -136,6 +136,26 @@ def rows_of(scorer: Scorer, said: Said, asked: Sequence[Prompt], problems: Seque
     else:
         rows = _means(scorer.name, values, answered)
     return [row | common for row in rows]
+
+
+def preference_rows(judge: str, said: Mapping[str, Said], reference: str) -> dict[str, list[dict[str, Any]]]:
+    """Rows of every system by name: how often a judge prefers its pictures to the reference's, and its Elo score.
+
+    Errors of :func:`preference.rated`.
+    """
+    by_prompt: dict[str, dict[str, list[float]]] = {}
+    for name, one in said.items():
+        own = by_prompt.setdefault(name, {})
+        for shot, value in zip(one.shots, one.values, strict=True):
+            own.setdefault(shot.metadata["prompt"].strip(), []).append(float(value))
+    found = {}
+    for row in preference.rated(by_prompt, reference, preference.LOG_ODDS.get(judge)):
+        common = {"group": OVERALL, "n": row["n"], "prompts": row["prompts"], "judge": judge, "reference": reference}
+        soft: dict[str, Any] = {key: row[key] for key in ("soft", "soft_se") if key in row}
+        win = {"name": f"{judge}-win-rate", "value": row["value"], "se": row["se"], "ci95": row["ci95"], **soft}
+        elo = {"name": f"{judge}-elo", "value": row["elo"], "se": row["elo_se"], "ci95": row["elo_ci95"]}
+        found[row["system"]] = [win | common, elo | common | {"compared": sorted(said)}]
+    return found
 
 
 def _results(values: Sequence[Mapping[str, Any]], shots: Sequence[Shot], judge: str) -> upstream.Results:

@@ -69,7 +69,7 @@ def aesthetics(folder: Path) -> Scorer:
 
 # --- HPSv2 ----------------------------------------------------------------------------------------------------------
 
-# OpenCLIP's names for parts of a tower. Its own package would do, but breaks wherever torchvision is not of torch's build.
+# OpenCLIP's names of a tower's parts. Its own package would do, but breaks where torchvision is not of torch's build.
 _TOWER = (
     (r"^embeddings\.class_embedding", "class_embedding"),
     (r"^embeddings\.patch_embedding", "conv1"),
