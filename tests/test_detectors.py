@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from scipy.interpolate import RegularGridInterpolator
-from test_encoders import randomise, save_clip_tokenizer
+from tiny_torch import randomise, save_clip_tokenizer
 
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import coco, compbench, compbench_files, compbench_prompts, features, upstream
@@ -148,6 +149,9 @@ def test_results_are_read_back_under_the_judges_own_name(tmp_path: Path) -> None
     scores = upstream.score_rows(found)
     assert {(row["name"], row["judge"]) for row in scores} == {("geneval-mask2former-hf",) * 2}
     assert scores[0]["value"] == 0.5
+    frame = pd.read_json(tmp_path / "results.jsonl", orient="records", lines=True)  # as summary_scores.py reads it
+    assert frame.groupby("tag", sort=False)["correct"].mean().tolist() == [row["value"] for row in scores[1:]]
+    assert frame.groupby("metadata")["correct"].any().sum() == 3
     assert json.loads(rows[0]["details"]) == {"nothing": [[0, 2, 5, 6, 0.9]]}
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     theirs = {key: value for key, value in json.loads(lines[0]).items() if key != "judge"}
@@ -201,15 +205,15 @@ def mask2former(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = transformers.Mask2FormerForUniversalSegmentation(config)
     randomise(torch, net)
     with torch.no_grad():  # sure of what it sees, and of different things in different places
-        net.class_predictor.weight.mul_(6)
+        net.class_predictor.weight.mul_(10)
         net.model.transformer_module.queries_features.weight.mul_(3)
     folder = tmp_path_factory.mktemp("mask2former")
     net.save_pretrained(folder)
-    Mask2FormerImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    Mask2FormerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder
 
 
-def instances(net: Any, image: np.ndarray, size: tuple[int, int], least: float) -> list[tuple[str, float, np.ndarray]]:
+def instances(net: Any, image: np.ndarray, size: tuple[int, int]) -> list[tuple[str, float, np.ndarray]]:
     """Pair by pair, in NumPy: the likeliest hundred, each scored by its class and by its mask's mean belief."""
     import torch
 
@@ -218,14 +222,13 @@ def instances(net: Any, image: np.ndarray, size: tuple[int, int], least: float) 
     logits = out.class_queries_logits[0].numpy().astype(float)
     belief = np.exp(logits - logits.max(1, keepdims=True))
     belief = (belief / belief.sum(1, keepdims=True))[:, :80]
+    logits = out.masks_queries_logits[0].numpy().astype(float)
+    masks = [enlarged(enlarged(one, size), image.shape[:2]) for one in logits]
+    inside = [np.mean(1 / (1 + np.exp(-mask[mask > 0]))) if (mask > 0).any() else 0.0 for mask in masks]
     found = []
     for pair in np.argsort(-belief.ravel())[:100]:
         query, label = divmod(int(pair), 80)
-        mask = enlarged(enlarged(out.masks_queries_logits[0, query].numpy().astype(float), size), image.shape[:2])
-        inside = 1 / (1 + np.exp(-mask[mask > 0]))
-        score = belief[query, label] * (inside.mean() if inside.size else 0)
-        if score > least:
-            found.append((coco.CLASSES[label], score, mask > 0))
+        found.append((coco.CLASSES[label], belief[query, label] * inside[query], masks[query] > 0))
     return sorted(found, key=lambda one: -one[1])
 
 
@@ -236,9 +239,10 @@ def test_instances_are_the_likeliest_pairs_of_queries_and_classes(mask2former: P
     net = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(mask2former).eval()
     find = detector.load_mask2former(mask2former)
     numbers = []
-    for image, size in zip(PICTURES, ((64, 96), (64, 64), (96, 64)), strict=True):
+    for image, size in zip(PICTURES, ((800, 1088), (800, 800), (1344, 800)), strict=True):
+        every = instances(net, image, size)
         for least in (0.3, 0.02):
-            found, expected = find(image, least), instances(net, image, size, least)
+            found, expected = find(image, least), [one for one in every if one[1] > least]
             assert [one.name for one in found] == [name for name, _, _ in expected]
             np.testing.assert_allclose([one.score for one in found], [score for _, score, _ in expected], rtol=1e-3)
             for one, (_, _, mask) in zip(found, expected, strict=True):

@@ -22,6 +22,7 @@ NAME = "geneval-mask2former-hf"
 VERSION = 1  # of what is found of the same weights
 LEAST, LEAST_COUNTING = 0.3, 0.9  # an object's confidence is above this
 MOST = 16  # objects of a class
+SIZE = {"shortest_edge": 800, "longest_edge": 1333}  # pixels that a picture is looked at with; folders say 384 x 384
 LIKELIEST = 100  # pairs of a query and a class that are looked at
 GREY = 0x99  # what an object is cut out onto
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
@@ -124,7 +125,8 @@ def load_mask2former(folder: Path) -> Find:
     torch, resize = loaded.torch, loaded.torch.nn.functional.interpolate
 
     def find(image: UInt8[np.ndarray, "H W 3"], least: float) -> list[Instance]:
-        given = processor(images=[image], input_data_format="channels_last", return_tensors="pt").to(loaded.device)
+        given = processor(images=[image], input_data_format="channels_last", size=SIZE, return_tensors="pt")
+        given = given.to(loaded.device)
         with torch.inference_mode():
             out = loaded.net(pixel_values=given["pixel_values"], pixel_mask=given["pixel_mask"])
             belief = out.class_queries_logits[0].softmax(-1)[:, :-1]  # the last is "nothing"
