@@ -221,6 +221,20 @@ def test_adjectives_are_not_guessed() -> None:
         compbench_prompts.without_adjectives(parse_template("a red cup and a dog"))
 
 
+def test_prompts_that_cannot_be_read_are_said_before_pictures_are_looked_at() -> None:
+    template, free = {"prompt": "a cup and a dog"}, {"prompt": "A man reads a book in the garden."}
+    for category in compbench_files.CATEGORIES:
+        said = [template | {"parts": ["spatial"]}, free | {"parts": ["action"]}]
+        compbench.check(category, said[:1], PARSE)
+        if category in ("non_spatial", "numeracy"):
+            compbench.check(category, said, PARSE)
+        else:
+            with pytest.raises(UserError, match="A man reads a book"):
+                compbench.check(category, said, PARSE)
+    with pytest.raises(UserError, match="spaCy alone"):
+        compbench.check("complex", [{"prompt": "a red cup and a dog", "parts": ["action"]}], PARSE)
+
+
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 

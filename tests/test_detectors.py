@@ -15,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 from scipy.interpolate import RegularGridInterpolator
 from tiny_torch import randomise, save_clip_tokenizer
 
+from sd3_jax import records
+from sd3_jax.cli import main
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import coco, compbench, compbench_files, compbench_prompts, features, upstream
 from sd3_jax.evaluation.compbench import Senses
@@ -536,3 +538,62 @@ def test_what_a_category_lacks_is_one_line(blip: Path, owlv2: Path, clip: Path, 
 def test_a_question_is_read_as_blip_was_taught() -> None:
     assert answers.plain('A "Red" cup: (big); the best!?') == "a red cup big the best?"
     assert answers.plain(" ".join("abc" for _ in range(60))).count("abc") == 50
+
+
+# --- as a user has it -----------------------------------------------------------------------------------------------
+
+
+def run(*said: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(one) for one in said])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.parity
+def test_a_folders_results_are_what_its_scores_are_of(mask2former: Path, clip: Path, tmp_path: Path) -> None:
+    for number, prompt in enumerate(coco.geneval_prompts()[:3]):
+        folder = tmp_path / f"{number:05d}" / "samples"
+        folder.mkdir(parents=True)
+        (folder.parent / "metadata.jsonl").write_text(json.dumps(prompt) + "\n")
+        Image.fromarray(PICTURES[number]).save(folder / "0000.png")
+    judged = ("--suite", "geneval", "--scorer", f"mask2former={mask2former}", "--scorer", f"clip={clip}")
+    assert run("evaluate", tmp_path, *judged) == 2  # since the other 550 prompts have no pictures
+    scores, _ = records.read_scores(tmp_path / "evals.jsonl")
+    found = upstream.read_results(tmp_path / "geneval" / "results.jsonl")
+    again = upstream.score_rows(found)
+    assert [(row["name"], row["group"], row["value"]) for row in scores] == [
+        (row["name"], row["group"], row["value"]) for row in again
+    ]
+    assert {row["name"] for row in scores} == {"geneval-mask2former-hf"}
+
+
+@pytest.mark.parity
+def test_a_category_is_scored_from_upstreams_files_and_into_them(blip: Path, tmp_path: Path, capsys: Any) -> None:
+    lists, folder = tmp_path / "dataset", tmp_path / "drawn" / "color" / "samples"
+    lists.mkdir()
+    folder.mkdir(parents=True)
+    prompts = ["a red cup and a blue dog", "a big hat and a dog"]
+    for category in ("color", "shape", "texture"):
+        (lists / f"{category}_val.txt").write_text("\n".join(prompts if category == "color" else prompts[:1]))
+        (tmp_path / "drawn" / category / "samples").mkdir(exist_ok=True, parents=True)
+        for number in range(4 if category == "color" else 2):
+            path = (
+                tmp_path / "drawn" / category / "samples" / compbench_files.picture_name(prompts[number // 2], number)
+            )
+            Image.fromarray(PICTURES[number % 3]).save(path)
+    asked = ("evaluate", tmp_path / "drawn", "--suite", "compbench", "--compbench", lists, "--images", 2)
+    assert run(*asked, "--scorer", f"blip={blip}") == 0
+    answered = compbench_files.read_answers(tmp_path / "drawn" / "compbench" / "color" / "vqa_result.json")
+    answer = answers.load_blip(blip)
+    for number, value in answered.items():
+        asked_ = [f"{phrase}?" for phrase in prompts[number // 2].split(" and ")]
+        assert value == pytest.approx(np.prod(answer(PICTURES[number % 3], asked_)), abs=1e-6)
+    scores, _ = records.read_scores(tmp_path / "drawn" / "evals.jsonl")
+    (color,) = [row["value"] for row in scores if (row["name"], row["group"]) == ("compbench", "color")]
+    assert color == pytest.approx(np.mean([answered[number] for number in range(4)]), abs=1e-6)
+    (lists / "color_val.txt").write_text("A man in a red hat sits on a dog.\n")
+    capsys.readouterr()
+    if compbench_prompts.parser().name == "templates:1":
+        assert run(*asked, "--scorer", f"blip={blip}") == 2
+        assert "is of no template" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def _parts(asked: Asked) -> list[_Part]:
 def _part(system: Any, part: _Part, asked: Asked) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The scores of one system by the judges of one part, and what each of them said."""
     from sd3_jax import systems
-    from sd3_jax.evaluation import compbench_files, scorer, suites
+    from sd3_jax.evaluation import compbench_files, scorer, suites, upstream
 
     wanted, where = _prompts(system, part, asked)
     folder = _draw(system, wanted)
@@ -188,6 +188,10 @@ def _part(system: Any, part: _Part, asked: Asked) -> tuple[list[dict[str, Any]],
             raise UserError(f"{folder}: no picture that {judge.name} can say anything of ({where})")
         rows += systems.write(system, own)
         words[judge.name] = said
+        if part.suite == "geneval":
+            verdicts = zip(said.shots, said.values, strict=True)
+            lines = [upstream.result_row(str(shot.path), shot.metadata, one, judge.name) for shot, one in verdicts]
+            upstream.write_results(system.out / "geneval" / "results.jsonl", lines)
         if part.category is not None:
             out = system.out / "compbench" / part.category
             numbered = suites.numbered(found.shots, wanted)
@@ -201,12 +205,14 @@ def _part(system: Any, part: _Part, asked: Asked) -> tuple[list[dict[str, Any]],
 
 def _prompts(system: Any, part: _Part, asked: Asked) -> tuple[list[Any], str]:
     """The prompts of a suite, and where they are from: the benchmark's, a file's, or those that the system brings."""
-    from sd3_jax.evaluation import prompts, suites
+    from sd3_jax.evaluation import compbench, compbench_prompts, prompts, suites
 
     if part.category is not None:
         if asked.compbench is None:
             raise UserError("suite compbench: --compbench FOLDER says where a copy of its examples/dataset lies")
-        return prompts.compbench_texts(asked.compbench, part.category, asked.images), str(asked.compbench)
+        found = prompts.compbench_texts(asked.compbench, part.category, asked.images)
+        compbench.check(part.category, [prompt.metadata for prompt in found], compbench_prompts.parser())
+        return found, str(asked.compbench)
     if part.suite == "geneval":
         return prompts.geneval_texts(asked.images or IMAGES), "GenEval's 553 prompts"
     if asked.prompts is not None:

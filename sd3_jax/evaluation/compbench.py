@@ -82,6 +82,17 @@ def score(category: str, image: Image, prompt: Mapping[str, Any], senses: Senses
     raise UserError(f"{category!r} is no category of T2I-CompBench: {', '.join(CATEGORIES)}")
 
 
+def check(category: str, prompts: Sequence[Mapping[str, Any]], parse: reading.Parser) -> None:
+    """Read what a category reads of its prompts, before any picture is looked at. Raises UserError for the first that
+    cannot be read."""
+    for prompt in prompts if category not in ("non_spatial", "numeracy") else ():
+        parsed = parse.parse(prompt["prompt"])
+        if category in ("spatial", "3d_spatial"):
+            reading.objects(parsed)
+        if category == "complex" and "action" in prompt.get("parts", PARTS):
+            reading.without_adjectives(parsed)
+
+
 def summarize(
     scores: Mapping[str, tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]],
 ) -> dict[str, Mean]:

@@ -5,6 +5,7 @@ Elsewhere a reader of our own takes prompts of the benchmark's templates, "a red
 of a cup", and refuses whatever else, since it knows no verb from a noun.
 """
 
+import functools
 import importlib
 import importlib.util
 import re
@@ -61,6 +62,7 @@ class Parser(NamedTuple):
     parse: Callable[[str], Parsed]
 
 
+@functools.cache
 def parser() -> Parser:
     """spaCy with its small English model where they are installed, else :func:`parse_template`."""
     model = next((name for name in MODELS if importlib.util.find_spec(name)), None)
@@ -69,6 +71,7 @@ def parser() -> Parser:
     module = importlib.import_module(model)
     read = module.load()
 
+    @functools.cache
     def parse(prompt: str) -> Parsed:
         said = read(prompt)
         phrases = (chunk.text for chunk in said.noun_chunks)
