@@ -29,11 +29,11 @@ class Results(NamedTuple):
 def result_row(filename: str, prompt: Mapping[str, Any], verdict: Mapping[str, Any], judge: str) -> dict[str, Any]:
     """A line of ``results.jsonl`` of a picture that one of our judges judged, with its name, which upstream lacks.
 
-    ``verdict``: ``{"correct", "reason", "objects": {class: [{"box", "score"}]}}``.
+    ``verdict``: ``{"correct", "reason", ["objects": {class: [{"box", "score"}]}]}``.
     """
-    boxes = {name: [[*one["box"], one["score"]] for one in own] for name, own in verdict["objects"].items()}
+    boxes = {name: [[*one["box"], one["score"]] for one in own] for name, own in verdict.get("objects", {}).items()}
     row = {"filename": filename, "tag": prompt["tag"], "prompt": prompt["prompt"]}
-    row |= {key: verdict[key] for key in ("correct", "reason")}
+    row |= {"correct": verdict["correct"], "reason": verdict.get("reason", "")}
     return row | {"metadata": json.dumps(dict(prompt)), "details": json.dumps(boxes), "judge": judge}
 
 
