@@ -11,7 +11,7 @@ FLOORS = {
     "records": 0, "bucket": 0, "trackers": 0, "lease": 0, "platform": 0, "experiments": 0, "units": 0,
     "protocols": 0,
     "flow": 1, "models": 1, "data": 1, "training": 2, "evaluation": 2, "scorers": 2, "train": 3, "initial": 3,
-    "contact": 3, "evaluate": 3, "systems": 3, "convert": 3, "voting": 3, "compare": 4, "sweep": 4,
+    "contact": 3, "evaluate": 3, "systems": 3, "scoring": 3, "convert": 3, "voting": 3, "compare": 4, "sweep": 4,
     "terminal": 4, "cli": 5,
 }  # fmt: skip
 

@@ -131,12 +131,14 @@ def evaluate(
     asked = None
     rows: list[dict[str, Any]] = []
     if suite is not None:
-        suites = scoring.parse(suite)
+        from sd3_jax import scoring as story
+
+        suites = story.parse(suite)
         own = 6 * images_per_task
-        asked = scoring.Asked(suites, scorer or (), prompts, images, compbench, real, features or ("scene",), own)
+        asked = story.Asked(suites, scorer or (), prompts, images, compbench, real, features or ("scene",), own)
         others, paths = scoring.split(paths, experiment)
-        found = scoring.systems_of(named(list(map(str, others))), sampler, step, out)
-        rows = scoring.score(found, asked, reference) if found else []
+        found = story.systems_of(named(list(map(str, others))), sampler, step, out)
+        rows = story.score(found, asked, reference, progress) if found else []
     shown = scoring.table(rows) if rows else []
     if paths:
         runs, folders = _sort(paths)

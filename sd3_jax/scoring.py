@@ -1,0 +1,232 @@
+"""The story of a system's scores: what is drawn for each suite, who judges it, and what is written down.
+
+Judges are loaded once for all systems. What cannot be read or is missing of a system is left out, and marks its rows as
+partial; nothing is drawn, judged or measured twice.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sd3_jax import records, systems
+from sd3_jax.errors import UserError
+from sd3_jax.evaluation import (
+    between,
+    compbench,
+    compbench_files,
+    compbench_prompts,
+    features,
+    prompts,
+    scorer,
+    suites,
+    upstream,
+)
+from sd3_jax.evaluation.generate import Report, Sampler
+from sd3_jax.evaluation.prompts import Prompt
+from sd3_jax.evaluation.scorer import Said, Scorer
+from sd3_jax.evaluation.suites import SUITES
+from sd3_jax.scorers import choose
+from sd3_jax.systems import System
+
+Progress = Callable[[str, int], AbstractContextManager[Report]]  # what is done, and of how many pictures
+IMAGES = 4  # of each prompt, unless told
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a suite is told besides the systems."""
+
+    suites: tuple[str, ...]
+    scorers: Sequence[str] = ()
+    prompts: Path | None = None
+    images: int | None = None
+    compbench: Path | None = None  # a copy of its prompts
+    real: Path | None = None
+    features: Sequence[str] = ("scene",)
+    own: int = 600  # prompts that a run brings along
+
+
+@contextmanager
+def _quiet(name: str, pictures: int) -> Iterator[Report]:
+    yield lambda done: None
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """Suites by name, each once. Raises UserError for another name."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in names if name not in SUITES]:
+        raise UserError(f"--suite: {unknown[0]!r} is not one of {', '.join(SUITES)}")
+    return names
+
+
+def systems_of(
+    paths: Mapping[str, Path], sampler: Sampler, steps: Sequence[int] | None, out: Path | None
+) -> list[System]:
+    """The systems of paths, under their names, a run once for each step. Raises UserError for ``out`` of several."""
+    if out is not None and len(paths) > 1:
+        raise UserError(f"--out {out}: is of one target alone, and there are {len(paths)}")
+    found = []
+    for name, path in paths.items():
+        own = steps if steps and (path / "config.json").is_file() else (None,)
+        for step in own:
+            called = name if len(own) == 1 else f"{name}@{step}"
+            found.append(systems.find(path, sampler, step, out)._replace(name=called))
+    return found
+
+
+def score(
+    found: Sequence[System], asked: Asked, reference: Path | None = None, progress: Progress = _quiet
+) -> list[dict[str, Any]]:
+    """The scores of systems (of ``sd3_jax.systems``) in the suites asked for, written beside each.
+
+    Judges of preference also compare the systems with one another, or with the one at ``reference``.
+    """
+    parts = _parts(asked)
+    rows: list[dict[str, Any]] = []
+    rated: dict[str, dict[str, Said]] = {}  # of each judge of preference and system, what it said
+    for system in found:
+        for part in parts:
+            own, said = _part(system, part, asked, progress)
+            rows += own
+            for judge, one in said.items() if part.suite == "preference" else ():
+                rated.setdefault(judge, {})[system.name] = one
+        if own := [row for row in rows if row["run"] == system.name and row["name"].startswith("compbench")]:
+            rows += systems.write(system, [suites.overall_of_categories(own)])
+        if "fidelity" in asked.suites:
+            rows += _fidelity(system, asked, progress)
+    if rated and len(found) > 1:
+        rows += _compared(found, rated, reference)
+    return rows
+
+
+def _compared(
+    found: Sequence[System], rated: Mapping[str, Mapping[str, Said]], reference: Path | None
+) -> list[dict[str, Any]]:
+    """Win rates against one system, the first unless named, and Elo scores of all, by each judge of preference."""
+    whom = found[0]
+    if reference is not None:
+        chosen = [system for system in found if system.path.resolve() == reference.resolve()]
+        if not chosen:
+            raise UserError(f"--reference {reference}: is not one of the targets")
+        whom = chosen[0]
+    by_name = {system.name: system for system in found}
+    rows = []
+    for judge, said in rated.items():
+        for name, own in suites.preference_rows(judge, said, whom.name).items():
+            rows += systems.write(by_name[name], own)
+    return rows
+
+
+class _Part(NamedTuple):
+    """Prompts that are drawn together, and their judges."""
+
+    suite: str
+    scorers: list[Scorer]
+    category: str | None = None  # of CompBench
+
+
+def _parts(asked: Asked) -> list[_Part]:
+    """The judges of each suite, loaded once for all systems."""
+    there = choose.folders(systems.given(asked.scorers))
+    found = []
+    for suite in asked.suites:
+        match suite:
+            case "geneval":
+                found.append(_Part(suite, [choose.geneval(there)]))
+            case "compbench":
+                found += [_Part(suite, [judge], name) for name, judge in choose.compbench(there).items()]
+            case "preference":
+                found.append(_Part(suite, choose.preference(there)))
+            case "typography":
+                found.append(_Part(suite, [choose.typography()]))
+    return found
+
+
+def _part(
+    system: System, part: _Part, asked: Asked, progress: Progress
+) -> tuple[list[dict[str, Any]], dict[str, Said]]:
+    """The scores of one system by the judges of one part, and what each of them said."""
+    wanted, where = _prompts(system, part, asked)
+    folder = _draw(system, wanted, progress)
+    find = suites.find if part.category is None else suites.find_category
+    found = find(folder, wanted, where if part.category is None else part.category)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    rows, words = list[dict[str, Any]](), dict[str, Said]()
+    for judge in part.scorers:
+        with progress(f"{system.name}, {judge.name}", len(found.shots)) as report:
+            said = scorer.ask(judge, found.shots, system.out / scorer.FILE, report)
+        own = suites.rows_of(judge, said, wanted, found.problems)
+        if not own:
+            raise UserError(f"{folder}: no picture that {judge.name} can say anything of ({where})")
+        rows += systems.write(system, own)
+        words[judge.name] = said
+        if part.suite == "geneval":
+            verdicts = zip(said.shots, said.values, strict=True)
+            lines = [upstream.result_row(str(shot.path), shot.metadata, one, judge.name) for shot, one in verdicts]
+            upstream.write_results(system.out / "geneval" / "results.jsonl", lines)
+        if part.category is not None:
+            out = system.out / "compbench" / part.category
+            numbered = suites.numbered(found.shots, wanted)
+            if system.draws:
+                compbench_files.lay_out(out, numbered)
+            known = {shot.path: value for shot, value in zip(said.shots, said.values, strict=True)}
+            answers = {number: known[shot.path] for number, shot in numbered.items() if shot.path in known}
+            compbench_files.write_answers(out / "vqa_result.json", answers)
+    return rows, words
+
+
+def _prompts(system: System, part: _Part, asked: Asked) -> tuple[list[Prompt], str]:
+    """The prompts of a suite, and where they are from: the benchmark's, a file's, or those that the system brings."""
+    if part.category is not None:
+        if asked.compbench is None:
+            raise UserError("suite compbench: --compbench FOLDER says where a copy of its examples/dataset lies")
+        found = prompts.compbench_texts(asked.compbench, part.category, asked.images)
+        compbench.check(part.category, [prompt.metadata for prompt in found], compbench_prompts.parser())
+        return found, str(asked.compbench)
+    if part.suite == "geneval":
+        return prompts.geneval_texts(asked.images or IMAGES), "GenEval's 553 prompts"
+    if asked.prompts is not None:
+        named = str(asked.prompts) == "geneval" and not asked.prompts.exists()
+        images = asked.images or IMAGES
+        found = prompts.geneval_texts(images) if named else prompts.read_texts(asked.prompts, images)
+        if asked.images is None and not system.draws:
+            found = suites.as_there_are(system.pictures(found, lambda done: None), found, str(asked.prompts))
+        return found, str(asked.prompts)
+    if not system.draws:
+        return suites.own_prompts(system.pictures([], lambda done: None)), "its own prompts"
+    if system.own is None:
+        raise UserError(f"{system.name}: --prompts FILE says what it is to draw for suite {part.suite}")
+    return system.own(asked.own), "captions that were held out"
+
+
+def _draw(system: System, wanted: Sequence[Prompt], progress: Progress) -> Path:
+    with progress(f"{system.name}, drawing", sum(prompt.images for prompt in wanted)) as report:
+        return system.pictures(wanted, report)
+
+
+def _fidelity(system: System, asked: Asked, progress: Progress) -> list[dict[str, Any]]:
+    """Distances of a system's pictures from real ones, measured once for each content of both."""
+    real = asked.real or system.real
+    if real is None:
+        raise UserError(f"{system.name}: --real FOLDER says which pictures it is compared with for suite fidelity")
+    wanted = _prompts(system, _Part("fidelity", []), asked)[0] if system.draws else []
+    sources = [between.find(_draw(system, wanted, progress)), between.find(real)]
+    content = {"pictures": sources[0].content(), "reference_pictures": sources[1].content()}
+    known = records.read_scores(system.out / systems.SCORES)[0]
+    rows = []
+    for spec in asked.features:
+        extractor = features.load(spec)
+        said = content | {"features": extractor.name, "digest": extractor.digest}
+        own = [row for row in known if said.items() <= row.items()]
+        if not own:
+            with progress(f"{system.name}, {extractor.name}", sum(source.total for source in sources)) as report:
+                measured = [between.measure(source, extractor, report) for source in sources]
+            found = between.rows(sources, measured, extractor)
+            listed = {"prompt_list": prompts.fingerprint(wanted)} if wanted else {}
+            own = [row | content | listed for row in found if row.get("of") in (None, str(sources[0].path))]
+        rows += systems.write(system, own)
+    return rows
