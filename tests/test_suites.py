@@ -320,6 +320,7 @@ def test_pictures_under_compbenchs_names_are_links_that_its_readers_find(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("--prompts", "x.txt"), "--prompts: is of suites; say which with --suite"),
         (("--suite", "compbench"), "suite compbench: needs --scorer NAME=FOLDER"),
         (("--suite", "beauty"), "--suite: 'beauty' is not one of geneval, compbench"),
         (("--suite", "geneval"), "suite geneval: needs --scorer mask2former=FOLDER"),

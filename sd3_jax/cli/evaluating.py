@@ -128,6 +128,12 @@ def evaluate(
     parts = tuple(sorted(without or ()))
     sampler = Sampler(sampler_steps, guidance, shift, checked_weights(weights), seed, method, grid, parts)
     request = Request(images_per_task, prompt_seed, sampler)
+    of_suites = {
+        "--scorer": scorer, "--prompts": prompts, "--images": images, "--compbench": compbench, "--real": real,
+        "--features": features, "--out": out,
+    }  # fmt: skip
+    if suite is None and (given := [name for name, value in of_suites.items() if value]):
+        raise UserError(f"{given[0]}: is of suites; say which with --suite")
     asked = None
     rows: list[dict[str, Any]] = []
     if suite is not None:
