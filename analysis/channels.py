@@ -36,7 +36,7 @@ def load_channels(path: str | Path, setting: Setting | None = None, name: str | 
     configs = {run: config for run, (_, _, config) in found.runs.items()}
     own, left_out = commonest(
         only_setting(table[table["name"] == name], setting or {}),
-        [key for key in SETTING if key != "prompt_list"],
+        SETTING,
         "scores left out, of another setting",
     )
     own = own.sort_values("step").groupby("run", as_index=False).last()

@@ -17,8 +17,8 @@ from sd3_jax.errors import UserError
 OVERALL = "overall"
 UNSEEN = ":unseen"
 # What makes two scores comparable: how the pictures were drawn, and what looked at them.
-SETTING = ("sampler", "steps", "guidance", "shift", "grid", "without", "weights", "noise_seed", "prompt_list")
-RATER = ("judge", "reference", "features")  # of some scores: which judge, whom compared with, distances in what
+SETTING = ("sampler", "steps", "guidance", "shift", "grid", "without", "weights", "noise_seed")
+RATER = ("prompt_list", "judge", "reference", "features")  # of each score: of what, by whom, against whom, in what
 SCORE = (
     "value",
     "se",
@@ -82,18 +82,20 @@ def score_points(scores: pd.DataFrame, name: str, task: str = OVERALL) -> pd.Dat
     """A score, overall or of one task, of every point at a constant rate, as :func:`analysis.correlate` takes it.
 
     by_prompt, weight and group are the prompts of all its tasks, in one order for all points: the mean over them
-    with these weights is the overall score, each task having the same weight whatever the number of its prompts.
+    with these weights is the overall score, each task having the same weight whatever the number of its prompts. A
+    score of no tasks says its prompts' own overall.
 
     Raises UserError if no such score is there, if the points do not share their prompts, or for several backbones.
     """
     check_one_backbone(scores)
     own = constant_rate(scores, name)
     overall = own[own["group"] == task].reset_index(drop=True)
-    there = sorted(scores.loc[scores["group"] != OVERALL, "name"].unique())
+    there = sorted(scores.loc[scores["by_prompt"].notna(), "name"].unique())
     if name not in there or overall.empty:
         of = "" if task == OVERALL else f" of a task {task!r}"
         raise UserError(f"no score {name!r}{of} with prompts of its own; there are {', '.join(there)}")
-    tasks = own[own["group"].isin(task_names(own) if task == OVERALL else [task])]
+    of_tasks_alone = task == OVERALL and overall["by_prompt"].map(lambda values: not values).all()
+    tasks = own[own["group"].isin(task_names(own) if of_tasks_alone else [task])]
     parts = dict(list(tasks.groupby(["run", "step"])))
     columns: dict[str, list[Any]] = {"by_prompt": [], "weight": [], "group": []}
     for point in zip(overall["run"], overall["step"], strict=True):

@@ -291,7 +291,7 @@ def test_compbench_scores_categories_and_answers_in_upstreams_files(
     rows = {(row["name"], row["group"]): row for row in records.read_scores(tmp_path / "sys" / "evals.jsonl")[0]}
     assert rows["compbench", "color"]["value"] == 9.5
     assert rows["compbench-x", "non_spatial"]["value"] == 54.5
-    assert rows["compbench-x", "mean of 2"]["value"] == 32
+    assert rows["compbench-all", "mean of 2"]["value"] == 32
     assert rows["compbench", "color"]["prompts"] == 2
     answers = json.loads((tmp_path / "sys" / "compbench" / "color" / "vqa_result.json").read_text())
     assert answers == [{"question_id": number, "answer": number} for number in range(20)]

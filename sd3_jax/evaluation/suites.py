@@ -77,9 +77,9 @@ def numbered(shots: Sequence[Shot], asked: Sequence[Prompt]) -> dict[int, Shot]:
 
 
 def overall_of_categories(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The unweighted mean of CompBench's categories, under the name of who judged some of them otherwise than it does;
-    ``overall`` if they are all eight."""
-    name = next((row["name"] for row in rows if row["name"] != "compbench"), "compbench")
+    """The unweighted mean of CompBench's categories, ``overall`` if they are all eight; under a name of its own where
+    some were judged otherwise than the benchmark does."""
+    name = "compbench" if {row["name"] for row in rows} == {"compbench"} else "compbench-all"
     mean = geneval.unweighted([Mean(row["value"], row["se"], row["n"], row["prompts"]) for row in rows])
     group = OVERALL if len(rows) == len(compbench_files.CATEGORIES) else f"mean of {len(rows)}"
     partial = [row["partial"] for row in rows if "partial" in row]
