@@ -48,7 +48,7 @@ FLAGS = {
     "no depth followed": "No depth has three checkpoints: there is no correlation within depths.",
     "uneven ends": "Last checkpoints of one depth are at different steps: their average is of unequal training.",
     "resamples skipped": "Over a fifth of the resamples had fewer than three points or no variation.",
-    "no hold-out": "Fewer than three depths lie below the largest, or their losses are too few for a link.",
+    "no hold-out": "Fewer than three depths below the largest, or too few losses for a link; or the score is no share.",
     "hold-out missed": "The largest depth's score lies outside the interval predicted from the smaller depths.",
 }
 
@@ -102,7 +102,8 @@ def correlate(
     """Correlations of loss and score over evaluated points (COLUMNS, one row for each run and step).
 
     ``by_prompt``, ``weight`` and ``group`` are arrays over the same prompts in every row, and value = by_prompt @
-    weight. ``lo`` and ``hi`` are chance and ceiling of the score, for the link of the hold-out. Raises UserError for
+    weight. ``lo`` and ``hi`` are chance and ceiling of the score, for the link of the hold-out. A score that is no
+    share, beyond 0 to 1 in some prompt, is taken as it is, and has no link. Raises UserError for
     fewer than three depths with a last checkpoint, or a table that contradicts itself.
     """
     if transform not in TRANSFORMS:
@@ -116,7 +117,9 @@ def correlate(
         raise UserError(f"a correlation needs the last checkpoints of {MIN_DEPTHS} depths; there are {n}")
     last, every = averaged(ends, ["depth"]), averaged(points, ["depth", "step"])
     rng = np.random.default_rng(seed)
-    trials = float(np.median(effective_trials(every.value, every.se, default=len(weight))))
+    shares = bool(((every.by_prompt >= 0) & (every.by_prompt <= 1)).all())
+    transform = transform if shares else "identity"
+    trials = float(np.median(effective_trials(every.value, every.se, default=len(weight)))) if shares else math.nan
     drawn = draw(np.unique(every.depth), weight, group, resamples, rng)
     test = association.permutation_test(last.loss, _transformed(last.value, transform, trials), seed)
 
@@ -134,7 +137,7 @@ def correlate(
         within_depths=within_depths,
         monotone_last=association.monotone(last.loss, last.by_prompt, weight, group),
         monotone_every=association.monotone(every.loss, every.by_prompt, weight, group),
-        held_out=_held_out(last, every, weight, group, resamples, rng, lo, hi),
+        held_out=_held_out(last, every, weight, group, resamples, rng, lo, hi) if shares else None,
         smallest_p=test.smallest,
         p_how=test.how,
         n_depths=n,
@@ -169,8 +172,8 @@ def _checked(points: pd.DataFrame) -> tuple[Float[np.ndarray, " p"], Int[np.ndar
     if any(np.shape(row) != weight.shape for row in points["by_prompt"]):
         raise UserError(f"by_prompt must have one score for each of the {len(weight)} prompts at every point")
     by_prompt = np.stack(points["by_prompt"].to_list()).astype(float)
-    if not ((by_prompt >= 0) & (by_prompt <= 1)).all() or np.abs(by_prompt @ weight - numbers[:, 2]).max() > 1e-6:
-        raise UserError("scores must lie in [0, 1], and value must be by_prompt @ weight, at every point")
+    if not np.isfinite(by_prompt).all() or np.abs(by_prompt @ weight - numbers[:, 2]).max() > 1e-6:
+        raise UserError("scores must be finite, and value must be by_prompt @ weight, at every point")
     return weight.astype(float), group
 
 

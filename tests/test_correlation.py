@@ -206,6 +206,23 @@ def test_transforms():
         assert math.isnan(one.last.pearson.low)
 
 
+def test_a_score_that_is_no_share_is_taken_as_it_is() -> None:
+    """As PickScore's: the same numbers as of the share that it is a line of, but for a transform and a link."""
+    table = sweep()
+    scaled = table.assign(
+        value=20 * table["value"] - 3,
+        se=20 * table["se"],
+        by_prompt=pd.Series([20 * np.asarray(row) - 3 for row in table["by_prompt"]], index=table.index),
+    )
+    share, free = correlate(table, "identity", resamples=50), correlate(scaled, resamples=50)
+    assert free.transform == "identity"
+    assert free.held_out is None
+    for name in ("pearson", "spearman", "kendall"):
+        one, other = getattr(share.last, name), getattr(free.last, name)
+        assert other.value == pytest.approx(one.value)
+        assert (other.low, other.high, other.p) == pytest.approx((one.low, one.high, one.p), nan_ok=True)
+
+
 def test_partial_correlation_is_that_of_residuals():
     table = sweep(depths=5, steps=4, seed=7)
     found = correlate(table, "identity", resamples=50)
@@ -532,7 +549,7 @@ def edited(column, value):
         (edited("loss", np.nan), "must be finite"),
         (edited("flops", 0.0), "flops positive"),
         (edited("value", 0.123), "value must be by_prompt @ weight"),
-        (edited("by_prompt", np.full(60, 1.5)), r"lie in \[0, 1\]"),
+        (edited("by_prompt", np.full(60, np.nan)), "scores must be finite"),
         (edited("by_prompt", np.zeros(7)), "each of the 60 prompts"),
         (edited("weight", np.full(60, 1 / 30)), "weight of the prompts differs"),
         (edited("group", np.zeros(60, int)), "group of the prompts differs"),
