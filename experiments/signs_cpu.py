@@ -3,6 +3,9 @@
 ``data.words: 32`` makes one scene in seven a sign. At f = 4 with all 48 channels the autoencoder loses nothing, and a
 token is one latent pixel: 8 x 8 tokens of 48 numbers, which need a width of 64. Three words are held out; their letters
 are seen at their places, in other words.
+
+Result at depth 4 after 1,200 steps: EMA validation loss 0.317, and scene-sign, scene-sign-soft and scene-geneval 0 where
+true scenes have 1: so short a run draws no sign that can be read yet.
 """
 
 import ml_collections

@@ -142,7 +142,7 @@ def test_strict_and_lenient_by_hand(text, objects, lenient, strict) -> None:
 
 
 def test_the_measures_have_an_order_and_names() -> None:
-    assert scores.MEASURES == (*MEASURES, "spelt", "spelling")
+    assert (*MEASURES, "spelt", "spelling") == scores.MEASURES
     assert set(scores.NAMES) == set(scores.MEASURES)
     assert all(name.startswith("scene-") for name in scores.NAMES.values())  # never the official score's own
     assert len(set(scores.NAMES.values())) == len(scores.MEASURES)
@@ -282,7 +282,7 @@ def test_a_group_of_one_prompt_has_no_chance() -> None:
 @pytest.mark.parametrize("number", [2, 3, 24, 25, 26, 40])
 def test_chance_takes_each_other_prompt_once_and_at_most_24(number, monkeypatch) -> None:
     listed = [{"tag": "colors" if i % 2 else "position", "number": i // 2} for i in range(2 * number)]
-    monkeypatch.setattr(scores, "measure_one", lambda prompt, _: np.full(8, 2.0 ** prompt["number"]))
+    monkeypatch.setattr(scores, "measure_one", lambda prompt, _: np.full(10, 2.0 ** prompt["number"]))
     measured = scores.measure(listed, np.arange(2 * number), [[]] * 2 * number)
     times = min(number - 1, 24)
     came = np.zeros(number, int)
