@@ -8,6 +8,7 @@ from sd3_jax.errors import UserError
 CAPTION_WORDS = 6  # slots of a caption: [count, colour, shape, relation, colour, shape]
 LEAST_CELL = 6  # pixels: five for a shape and one to the next
 LEAST_FREE = 32  # pixels: the smallest object is seven across
+LEAST_SIGN = 27  # pixels: one for each cell of the letters of a sign and of the plate around them
 LEAST_ROBIN = 16  # examples: two for each of the levels of the validation loss
 BUCKET_AREA = 0.2  # how far, as a share, a bucket's area may be from image_size**2, whose positions and shift it has
 
@@ -91,6 +92,12 @@ def _check_scenes(model: ModelConfig, data: DataConfig) -> None:
         raise UserError(
             f"data.grid: cells of {data.image_size / data.grid:g} pixels are too small to draw in; "
             f"at most {data.image_size // LEAST_CELL} cells on a side at data.image_size {data.image_size}"
+        )
+    sides = [data.image_size, *(side for bucket in data.buckets for side in bucket)]
+    if data.words and min(sides) < LEAST_SIGN:
+        raise UserError(
+            f"data.words: a letter on a sign takes 5 x 7 pixels and a plate 27 x 11, and pictures have {min(sides)}; "
+            f"at least {LEAST_SIGN} (data.image_size, data.buckets), or words 0"
         )
     if data.layout == "free" and data.image_size < LEAST_FREE:
         raise UserError(f"data.image_size: {data.image_size} is too small for layout free; at least {LEAST_FREE}")

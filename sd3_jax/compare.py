@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sd3_jax import records
-from sd3_jax.data import captions
+from sd3_jax.data import captions, signs
 from sd3_jax.errors import UserError
 from sd3_jax.evaluate import Request, folder_of, setting, write_scores
 from sd3_jax.evaluation import preference, proxy, scores
@@ -132,10 +132,10 @@ class _Captions(NamedTuple):
 def _shared(first: Pictures, everything: Iterable[Pictures]) -> list[tuple[str, int, str]]:
     """(caption, index, group) of the pictures that all folders have, in the order of the first.
 
-    Raises UserError if there is none.
+    Signs are left out: the proxy is not taught to read. Raises UserError if there is none.
     """
     common = set.intersection(*(set(_keys(pictures)) for pictures in everything))
-    shared = [key for key in _keys(first) if key in common]
+    shared = [key for key in _keys(first) if key in common and not key[2].startswith(signs.TAG)]
     if not shared:
         raise UserError("the runs have no picture of the same prompt: evaluate them with the same settings")
     return shared

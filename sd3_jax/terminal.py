@@ -110,6 +110,8 @@ _COLUMNS = {
     "geneval": "scene-geneval",
     "soft": "scene-geneval-soft",
     "compbench": "scene-compbench",
+    "signs": "scene-sign",
+    "signs, soft": "scene-sign-soft",
     "frechet": "scene-frechet",
     "frechet of pictures": "picture-frechet",
     "preferred": "proxy-preference",

@@ -39,10 +39,16 @@ def row(*objects):
     return [one(shape, color, x=20.0 * i) for i, (color, shape) in enumerate(pairs)]
 
 
+def unspelt(values):
+    """Measures of pictures that were asked for no sign."""
+    return np.pad(values, [*[(0, 0)] * (values.ndim - 1), (0, 2)], constant_values=np.nan)
+
+
 def measured_one(prompt, found):
     values = scores.measure_one(prompt, found)
-    assert values.shape == (8,)
-    return dict(zip(scores.MEASURES, values.tolist(), strict=True))
+    assert values.shape == (len(scores.MEASURES),)
+    assert np.isnan(values[8:]).all()  # of signs
+    return dict(zip(scores.MEASURES[:8], values[:8].tolist(), strict=True))
 
 
 # --- credits --------------------------------------------------------------------------------------------------------
@@ -136,10 +142,10 @@ def test_strict_and_lenient_by_hand(text, objects, lenient, strict) -> None:
 
 
 def test_the_measures_have_an_order_and_names() -> None:
-    assert scores.MEASURES == MEASURES
-    assert set(scores.NAMES) == set(MEASURES)
+    assert (*MEASURES, "spelt", "spelling") == scores.MEASURES
+    assert set(scores.NAMES) == set(scores.MEASURES)
     assert all(name.startswith("scene-") for name in scores.NAMES.values())  # never the official score's own
-    assert len(set(scores.NAMES.values())) == len(MEASURES)
+    assert len(set(scores.NAMES.values())) == len(scores.MEASURES)
 
 
 # --- T2I-CompBench's ------------------------------------------------------------------------------------------------
@@ -245,7 +251,7 @@ def test_chance_is_the_mean_over_the_other_prompts_of_the_group(pictures) -> Non
         np.testing.assert_allclose(chance, sum(others) / len(others), rtol=1e-12)
     told = ~np.isnan(measured.own)
     np.testing.assert_array_equal(~np.isnan(measured.chance), told)
-    assert (np.nanstd(measured.chance, axis=0) > 0).all()
+    assert (np.nanstd(measured.chance[:, :8], axis=0) > 0).all()
 
 
 def test_a_group_of_one_prompt_has_no_chance() -> None:
@@ -258,8 +264,10 @@ def test_a_group_of_one_prompt_has_no_chance() -> None:
     found = [row("red circle"), row("blue star"), row("blue star"), row("red star"), row()]
     measured = scores.measure(listed, np.array([0, 1, 2, 3, 0]), found)
     assert np.isnan(measured.chance[[0, 2, 4]]).all()
-    assert dict(zip(MEASURES, measured.chance[1], strict=True))["strict"] == 1  # a star, where a circle was asked
-    assert dict(zip(MEASURES, measured.chance[3], strict=True))["strict"] == 0
+    assert (
+        dict(zip(scores.MEASURES, measured.chance[1], strict=True))["strict"] == 1
+    )  # a star, where a circle was asked
+    assert dict(zip(scores.MEASURES, measured.chance[3], strict=True))["strict"] == 0
     by_name = {(s.name, s.group): s for s in scores.summarize(listed, measured)}
     alone = by_name["scene-geneval", "colors"]
     assert alone.own.value == 0.5
@@ -274,7 +282,7 @@ def test_a_group_of_one_prompt_has_no_chance() -> None:
 @pytest.mark.parametrize("number", [2, 3, 24, 25, 26, 40])
 def test_chance_takes_each_other_prompt_once_and_at_most_24(number, monkeypatch) -> None:
     listed = [{"tag": "colors" if i % 2 else "position", "number": i // 2} for i in range(2 * number)]
-    monkeypatch.setattr(scores, "measure_one", lambda prompt, _: np.full(8, 2.0 ** prompt["number"]))
+    monkeypatch.setattr(scores, "measure_one", lambda prompt, _: np.full(10, 2.0 ** prompt["number"]))
     measured = scores.measure(listed, np.arange(2 * number), [[]] * 2 * number)
     times = min(number - 1, 24)
     came = np.zeros(number, int)
@@ -314,7 +322,7 @@ def summary():
             listed.append({"tag": tag, "prompt": str(len(listed)), "split": unseen or "seen"})
     prompt = rng.permutation(np.array(prompt))
     tag = np.array([listed[p]["tag"] for p in prompt])
-    own, chance = rng.random((2, len(prompt), 8))
+    own, chance = unspelt(rng.random((2, len(prompt), 8)))
     for name, tasks in (
         ("color", ("colors", "color_attr")),
         ("position", ("position",)),
@@ -403,7 +411,7 @@ def test_colors_of_one_and_of_two_objects_are_one_category() -> None:
         asked("a red circle", "unseen"),
         asked("a blue star", "unseen"),
     ]
-    own, chance = np.full((2, 8, 8), 0.5)
+    own, chance = unspelt(np.full((2, 8, 8), 0.5))
     own[:, MEASURES.index("position")] = chance[:, MEASURES.index("position")] = NAN
     own[:, 3] = [1, 0, 0.3, 0.3, 0.3, 0.3, 0.9, 0.9]
     measured = scores.Measured(np.array([0, 1, 2, 2, 2, 2, 3, 4]), own, chance)
@@ -436,8 +444,8 @@ def test_scores_of_measured_pictures_hang_together(pictures) -> None:
 def test_paired_errors_are_smaller_where_chance_goes_along() -> None:
     rng = np.random.default_rng(2)
     listed = [asked(f"a {color} circle") for color in COLORS]
-    own = rng.random((10, 8))
-    chance = own - 0.1 + 0.01 * rng.random((10, 8))
+    own = unspelt(rng.random((10, 8)))
+    chance = own - 0.1 + 0.01 * unspelt(rng.random((10, 8)))
     by_name = {(s.name, s.group): s for s in scores.summarize(listed, scores.Measured(np.arange(10), own, chance))}
     score = by_name["scene-geneval", "colors"]
     assert score.above.se == pytest.approx(stats.sem((own - chance)[:, 0]))

@@ -8,12 +8,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sd3_jax.config import ModelConfig
-from sd3_jax.data.composition import COLORS, RELATIONS, SHAPES, TASKS, Scene
+from sd3_jax.data.composition import COLORS, RELATIONS, SHAPES, SIGN, TASKS, Scene
+from sd3_jax.data.signs import LETTERS, LONGEST
 from sd3_jax.errors import UserError
 
-VOCABULARY = ("", "a", "two", "three", "four", "and", *RELATIONS, *COLORS, *SHAPES)  # 0 is padding
+NAMES = ("", "a", "two", "three", "four", "and", *RELATIONS, *COLORS, *SHAPES)  # 0 is padding
+VOCABULARY = (*NAMES, "sign", *LETTERS)
 COUNTS = {"a": 1, "two": 2, "three": 3, "four": 4}
-SLOTS = 6  # count or article, colour, shape, relation or "and", other colour, other shape
+# Count or article, colour, shape, relation or "and", other colour, other shape; or "sign" and its letters: the text
+# encoder says how a word is spelt, as T5 does and CLIP hardly, so that a word never seen can be written.
+SLOTS = 6
 _STATE_DIM = 64  # of word and position vectors inside an encoder
 
 
@@ -23,7 +27,9 @@ def caption_words(scene: Scene) -> Int[Array, "6"]:
     two = (task == _TWO) | (task == _POSITION) | (task == _COLOR_ATTR)
     colored = (task == _COLORS) | (task == _COLOR_ATTR)
     count = jnp.sum(scene.present)
-    return jnp.stack(
+    letters = jnp.where(scene.letters >= 0, _LETTER + scene.letters, 0)
+    spelt = jnp.stack([_SIGN, *letters, *[0] * (SLOTS - 1 - LONGEST)])
+    said = jnp.stack(
         [
             jnp.where(task == _COUNTING, _A - 1 + count, _A),
             jnp.where(colored, _COLOR + scene.color[0], 0),
@@ -33,6 +39,7 @@ def caption_words(scene: Scene) -> Int[Array, "6"]:
             jnp.where(two, _SHAPE + scene.shape[1], 0),
         ]
     )
+    return jnp.where(task == SIGN, spelt, said)
 
 
 def caption(scene: Scene) -> str:
@@ -49,9 +56,20 @@ def sentence(words: np.ndarray) -> str:
     >>> sentence(np.array([VOCABULARY.index(w) for w in ("a", "", "circle", "left of", "", "star")]))
     'a photo of a circle left of a star'
     """
+    if word := spelt(words):
+        return f'a photo of a sign that says "{word}"'
     count, color, shape, joint, other_color, other = (VOCABULARY[word] for word in words)
     phrase = _noun(color, shape) if count == "a" else f"{count} {_plural(shape)}"
     return f"a photo of {phrase}" + (f" {joint} {_noun(other_color, other)}" if other else "")
+
+
+def spelt(words: Int[np.ndarray, "6"]) -> str:
+    """The word that a caption wants on a sign; empty if it wants none.
+
+    >>> spelt(parse('a photo of a sign that says "GO"'))
+    'GO'
+    """
+    return "".join(VOCABULARY[letter] for letter in words[1:]) if words[0] == _SIGN else ""
 
 
 def parse(text: str) -> Int[np.ndarray, "6"]:
@@ -62,6 +80,7 @@ def parse(text: str) -> Int[np.ndarray, "6"]:
 
     Raises UserError for a sentence that is not of this form.
     """
+    sign = re.fullmatch(rf"(?:a photo of )?a sign that says [\"“]([{LETTERS}]{{1,{LONGEST}}})[\"”]\.?", text.strip())
     noun = rf"(?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})"
     one = re.fullmatch(rf"(?:a photo of )?an? {noun}(?: ({'|'.join(RELATIONS)}|and) an? {noun})?\.?", text.strip())
     many = re.fullmatch(rf"(?:a photo of )?(two|three|four) ({'|'.join(map(_plural, SHAPES))})\.?", text.strip())
@@ -73,10 +92,13 @@ def parse(text: str) -> Int[np.ndarray, "6"]:
     elif many:
         shape = next(shape for shape in SHAPES if _plural(shape) == many[2])
         words = (many[1], "", shape, "", "", "")
-    if not (one or many):
+    elif sign:
+        words = ("sign", *sign[1], *[""] * (SLOTS - 1 - len(sign[1])))
+    if not (one or many or sign):
         raise UserError(
             f"{text!r} is not a caption of scenes, such as 'a photo of a red square and a blue ring', "
-            "'a photo of a ring left of a square' or 'a photo of three squares'"
+            "'a photo of a ring left of a square', 'a photo of three squares' or "
+            "'a photo of a sign that says \"CAT\"', of up to four capitals"
         )
     return np.array([VOCABULARY.index(word) for word in words])
 
@@ -120,6 +142,8 @@ def unconditional(model: ModelConfig, b: int) -> tuple[Float[Array, "b m text_di
 
 _TWO, _COUNTING, _COLORS, _POSITION, _COLOR_ATTR = range(1, len(TASKS))
 _A, _AND, _RELATION, _COLOR, _SHAPE = map(VOCABULARY.index, ("a", "and", RELATIONS[0], COLORS[0], SHAPES[0]))
+_SIGN, _LETTER = map(VOCABULARY.index, ("sign", LETTERS[0]))
+_SPELLING = len(VOCABULARY) - len(NAMES)
 
 
 def _token_states(
@@ -160,9 +184,11 @@ def _states(words: np.ndarray, slots: np.ndarray, text_dim: int, encoders: tuple
     columns = []
     for encoder, piece in zip(encoders, np.array_split(np.arange(text_dim), len(encoders)), strict=True):
         weights = _encoder(encoder, "tokens")
-        word_vectors = weights.standard_normal((len(VOCABULARY), _STATE_DIM))
+        word_vectors = weights.standard_normal((len(NAMES), _STATE_DIM))
         mixing = weights.standard_normal((_STATE_DIM, len(piece))) / np.sqrt(2 * _STATE_DIM)
         slot_vectors = weights.standard_normal((max(SLOTS, slots.max(initial=0) + 1), _STATE_DIM))
+        spelling = _encoder(encoder, "tokens of signs").standard_normal((_SPELLING, _STATE_DIM))
+        word_vectors = np.concatenate([word_vectors, spelling])
         columns.append(np.sin((word_vectors[words] + slot_vectors[slots]) @ mixing))
     # The mixed vectors have variance 1 each, and the sine of such a Gaussian has variance (1 - exp(-2)) / 2.
     return (np.concatenate(columns, axis=-1) / np.sqrt((1 - np.exp(-2)) / 2)).astype(np.float32)
@@ -172,13 +198,19 @@ def _states(words: np.ndarray, slots: np.ndarray, text_dim: int, encoders: tuple
 def _pooled_states(pooled_dim: int, encoders: tuple[int, ...]) -> np.ndarray:
     """What each word in each slot adds to the pooled state, [6, words, pooled_dim]."""
     pieces = np.array_split(np.arange(pooled_dim), len(encoders))
-    columns = [
-        _encoder(encoder, "pooled").standard_normal((SLOTS, len(VOCABULARY), len(piece)))
-        for encoder, piece in zip(encoders, pieces, strict=True)
+    tables = [
+        np.concatenate(
+            [
+                _encoder(encoder, output).standard_normal((SLOTS, count, len(piece)))
+                for encoder, piece in zip(encoders, pieces, strict=True)
+            ],
+            axis=-1,
+        )
+        for output, count in (("pooled", len(NAMES)), ("pooled of signs", _SPELLING))
     ]
-    return (np.concatenate(columns, axis=-1) / np.sqrt(SLOTS)).astype(np.float32)
+    return (np.concatenate(tables, axis=1) / np.sqrt(SLOTS)).astype(np.float32)
 
 
 def _encoder(part: int, output: str) -> np.random.RandomState:
     """The source of one encoder's weights, the same in every run: the stream that NumPy never changes (NEP 19)."""
-    return np.random.RandomState([part, ("tokens", "pooled").index(output)])
+    return np.random.RandomState([part, ("tokens", "pooled", "tokens of signs", "pooled of signs").index(output)])

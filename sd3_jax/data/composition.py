@@ -1,4 +1,4 @@
-"""What is in a scene, and where: six tasks in GenEval's grammar, two layouts, and the split into seen and unseen.
+"""What is in a scene, and where: GenEval's six tasks, signs, two layouts, and the split into seen and unseen.
 
 A scene is drawn from one key, without rejection: every object lies inside the canvas, bounding boxes of two
 objects never touch, and a ``position`` scene satisfies its relation and no other by GenEval's formula. Some
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sd3_jax.config import DataConfig
+from sd3_jax.data import signs
 from sd3_jax.errors import UserError
 
 # A setting uses the first few of each; the first four shapes are those that differ most at a diameter of 7 pixels.
@@ -22,12 +23,13 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 BACKGROUNDS = ("grey", "mauve", "sage", "slate")
 RELATIONS = ("left of", "right of", "above", "below")  # an odd one is the converse of the one before it
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+SIGN = len(TASKS)  # the number of the task that is there with data.words alone
 MAX_OBJECTS = 4
 
 _COUNTING, _COLORS, _POSITION, _COLOR_ATTR = range(2, 6)
 _TASKS_OF = {"seen": tuple(range(len(TASKS))), "unseen": (_COLORS, _POSITION, _COLOR_ATTR)}
 Split = Literal["seen", "unseen"]
-Size = tuple[int, int]  # height and width of a picture, in pixels
+Size = signs.Size
 
 # sRGB, 0 to 255; every channel leaves room for the default jitter of 12.
 COLOR_RGB = np.array(
@@ -60,7 +62,7 @@ class Scene(NamedTuple):
     Objects fill the slots from the first on. Lengths are in units of the canvas side, x to the right and y down.
     """
 
-    task: Int[Array, ""]  # index in TASKS
+    task: Int[Array, ""]  # index in TASKS, or SIGN: then no object is present, and the plate is slot 0
     relation: Int[Array, ""]  # of slot 0 to slot 1, index in RELATIONS; -1 in all tasks but position
     background: Int[Array, ""]
     present: Bool[Array, "4"]
@@ -69,6 +71,7 @@ class Scene(NamedTuple):
     rgb: Float[Array, "4 3"]  # in [0, 1], with jitter
     center: Float[Array, "4 2"]  # of the bounding box; lengths are in units of the canvas's shorter side
     radius: Float[Array, "4"]  # half the side of the square that the shape is inscribed in
+    letters: Int[Array, "4"]  # on the sign, as signs.spell has them; all -1 in all tasks but that
 
 
 def draw(
@@ -83,8 +86,12 @@ def draw(
 
     Raises UserError if ``unseen`` is asked for where nothing is held out, or for a task that names nothing.
     """
-    tasks = _TASKS_OF[split] if task is None else (task,)
-    if not set(tasks) <= set(_TASKS_OF[split]):
+    words = np.flatnonzero(signs.held_out_words(data.words, data.held_out) == (split == "unseen"))
+    possible = _TASKS_OF[split] + ((SIGN,) if len(words) else ())
+    tasks = possible if task is None else (task,)
+    if SIGN in tasks and SIGN not in possible:
+        raise UserError(f"task sign has no {split} scenes: data.words {data.words} leaves no word for them")
+    if not set(tasks) <= set(possible):
         raise UserError(f"task {TASKS[tasks[0]]} has no unseen scenes: its captions name no pair and no relation")
     facts = jax.tree.map(jnp.asarray, _facts(data.shapes, data.colors, data.held_out, split))
     # All numbers at once: each call of a random function costs half a second of compilation on a CPU.
@@ -104,10 +111,20 @@ def draw(
         shape = jnp.where(kind == named, shape.at[: row.shape[1]].set(row[0]), shape)
         color = jnp.where(kind == named, color.at[: row.shape[1]].set(row[1]), color)
 
-    count = jnp.asarray([1, 2, 0, 1, 2, 2])[kind] + (kind == _COUNTING) * (2 + _pick(u[7], MAX_OBJECTS - 1))
+    letters = jnp.full(signs.LONGEST, -1)
+    if SIGN in tasks:
+        spelt = jnp.asarray([signs.spell(signs.WORDS[word]) for word in words])
+        letters = jnp.where(kind == SIGN, spelt[_pick(u[1], len(words))], letters)
+        color = color.at[0].set(jnp.where(kind == SIGN, _pick(u[2], data.colors), color[0]))
+    count = jnp.asarray([1, 2, 0, 1, 2, 2, 0])[kind] + (kind == _COUNTING) * (2 + _pick(u[7], MAX_OBJECTS - 1))
     present = jnp.arange(MAX_OBJECTS) < count
     relation = jnp.where(kind == _POSITION, relation, -1)
-    return _placed(kind, relation, _pick(u[8], data.backgrounds), present, shape, color, jitter, where, data, size)
+    background = _pick(u[8], data.backgrounds)
+    scene = _placed(kind, relation, background, present, shape, color, jitter, where, data, size)
+    if SIGN in tasks:
+        middle = signs.place(where[:2], size or (data.image_size, data.image_size), data.layout == "grid")
+        scene = scene._replace(center=jnp.where(kind == SIGN, middle, scene.center))
+    return scene._replace(letters=letters)
 
 
 def draw_of(
@@ -154,7 +171,8 @@ def _placed(
         center, radius = _free_layout(where, relation, present, size or (data.image_size, data.image_size))
     jitter = data.color_jitter * (2 * jitter.reshape(MAX_OBJECTS, 3) - 1)
     rgb = jnp.clip((jnp.asarray(COLOR_RGB, jnp.float32)[color] + jitter) / 255, 0, 1)
-    return Scene(task, relation, background, present, shape, color, rgb, center, radius)
+    no_letters = jnp.full(signs.LONGEST, -1)
+    return Scene(task, relation, background, present, shape, color, rgb, center, radius, no_letters)
 
 
 def _grid_layout(

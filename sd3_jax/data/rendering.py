@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sd3_jax.config import DataConfig
-from sd3_jax.data.composition import BACKGROUND_RGB, MAX_OBJECTS, SHAPES, Scene, Size
+from sd3_jax.data import signs
+from sd3_jax.data.composition import BACKGROUND_RGB, MAX_OBJECTS, SHAPES, SIGN, Scene, Size
 
 Distance = Callable[[Float[Array, "*s"], Float[Array, "*s"]], Float[Array, "*s"]]
 
@@ -42,7 +43,12 @@ def render(scene: Scene, data: DataConfig, size: Size | None = None) -> Float[Ar
     # Without the barrier XLA computes the distances once for each colour channel.
     covered, owner = jax.lax.optimization_barrier((covered, owner))
     background = jnp.asarray(BACKGROUND_RGB / 255, jnp.float32)[scene.background]
-    return 2 * (background + covered[..., None] * (scene.rgb - background)[owner]) - 1
+    image = background + covered[..., None] * (scene.rgb - background)[owner]
+    if data.words:
+        plate, ink = signs.cover(scene.letters, scene.center[0], size)
+        lettered = jnp.where(ink[..., None], signs.ink_of(scene.rgb[0]), scene.rgb[0])
+        image = jnp.where((plate & (scene.task == SIGN))[..., None], lettered, image)
+    return 2 * image - 1
 
 
 def coverage(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from sd3_jax import overlays, records
 from sd3_jax.config import DataConfig
-from sd3_jax.data import captions
+from sd3_jax.data import captions, signs
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import fidelity, folders, geneval, prompts, scene_judge, scores, truth
 from sd3_jax.evaluation.fidelity import Distance
@@ -223,10 +223,12 @@ def distance_rows(
 ) -> list[dict[str, Any]]:
     """How far the pictures of what training shows are from true scenes of the same captions, as one row.
 
-    Its ceiling is the distance of as many other true scenes, its value is the lower the better. There is no row of
-    fewer than two pictures, which have no covariance.
+    Signs are left out, so that settings with and without them compare. Its ceiling is the distance of as many other
+    true scenes, its value is the lower the better. There is no row of fewer than two pictures, which have no
+    covariance.
     """
-    seen = [not scores.group_of(metadata).endswith(":unseen") for metadata in pictures.prompts]
+    groups = [scores.group_of(metadata) for metadata in pictures.prompts]
+    seen = [group != signs.TAG and not group.endswith(":unseen") for group in groups]
     chosen = np.array(seen)[pictures.prompt]
     each, prompt, images = np.unique(pictures.prompt[chosen], return_inverse=True, return_counts=True)
     if chosen.sum() < 2:

@@ -7,6 +7,7 @@ the judge nothing is unseen.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -146,9 +147,11 @@ class _Chance(NamedTuple):
 def pairs(keys: Key[Array, " b"], data: DataConfig, channels: int) -> Pairs:
     """One pair for each key; ``channels`` are the latent ones. Every second pair has other defects as well.
 
-    A defect that does not decide a pair is the same in both pictures, noise and all. Do not compile this as one
-    program: XLA on CPUs would then compose a scene anew for each of its pixels, which takes five times as long.
+    None is of signs. A defect that does not decide a pair is the same in both pictures, noise and all. Do not compile
+    this as one program: XLA on CPUs would then compose a scene anew for each of its pixels, which takes five times as
+    long.
     """
+    data = replace(data, words=0)
     kind, right, wrong, ghost = _compose(keys, data)
     images = [_render(scene, data) for scene in (right, wrong, ghost)]
     chance = _draw_chance(keys, kind, data, channels)

@@ -1,4 +1,4 @@
-"""What a model is asked to draw: scenes' own prompts in GenEval's six tasks, or a file of them.
+"""What a model is asked to draw: scenes' own prompts in GenEval's six tasks and of signs, or a file of them.
 
 A prompt is GenEval's metadata for one caption. Everything is read off the six words of the caption, so a caption in
 a file says as much as one that is drawn.
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sd3_jax.config import DataConfig
-from sd3_jax.data import captions, composition
+from sd3_jax.data import captions, composition, signs
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import coco, compbench_files
 
@@ -43,6 +43,11 @@ class Prompt(NamedTuple):
         return self.metadata["prompt"]
 
 
+def groups(data: DataConfig) -> tuple[tuple[str, composition.Split], ...]:
+    """The tasks and splits of a setting of scenes, in the order of their prompts."""
+    return GROUPS + (((signs.TAG, "seen"), (signs.TAG, "unseen")) if data.words else ())
+
+
 def scene_prompts(data: DataConfig, images_per_task: int, seed: int = 0) -> list[Prompt]:
     """Different prompts of every task, seen and unseen, with as many pictures in all for each task.
 
@@ -58,7 +63,7 @@ def scene_prompts(data: DataConfig, images_per_task: int, seed: int = 0) -> list
         raise UserError(f"prompt seed: {seed} is out of range; valid: 0 to {2**32 - 1}")
     wanted = max(1, images_per_task // IMAGES_A_PROMPT)
     found = []
-    for index, (task, split) in enumerate(GROUPS):
+    for index, (task, split) in enumerate(groups(data)):
         words = captions_of(data, task, split)
         chosen = np.random.RandomState([seed, index]).permutation(len(words))[:wanted]
         images = np.diff(np.linspace(0, images_per_task, len(chosen) + 1).round().astype(int))
@@ -70,6 +75,9 @@ def scene_prompts(data: DataConfig, images_per_task: int, seed: int = 0) -> list
 @functools.lru_cache
 def captions_of(data: DataConfig, task: str, split: composition.Split) -> list[Int[np.ndarray, "6"]]:
     """Every caption of a task that belongs to a split, in a fixed order."""
+    if task == signs.TAG:
+        every = [captions.parse(f'a sign that says "{word}"') for word in signs.WORDS[: data.words]]
+        return [words for words in every if split_of(words, data) == split]
     shapes, colors = composition.SHAPES[: data.shapes], composition.COLORS[: data.colors]
     if task in ("single_object", "counting"):
         counts = ["a"] if task == "single_object" else list(captions.COUNTS)[1:]
@@ -92,6 +100,12 @@ def metadata(words: Int[np.ndarray, "6"]) -> dict[str, Any]:
     >>> [clause for clause in metadata(captions.parse("a photo of a ring above a star"))["include"]]
     [{'class': 'star', 'count': 1}, {'class': 'ring', 'count': 1, 'position': ['above', 0]}]
     """
+    if text := captions.spelt(words):
+        return {
+            "tag": signs.TAG,
+            "include": [{"class": signs.TAG, "count": 1, "text": text}],
+            "prompt": captions.sentence(words),
+        }
     count, color, shape, joint, other_color, other = (captions.VOCABULARY[word] for word in words)
     clause: dict[str, Any] = {"class": shape, "count": captions.COUNTS[count]}
     other_clause: dict[str, Any] = {"class": other, "count": 1}
@@ -216,7 +230,9 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def check_shown(words: Int[np.ndarray, "6"], data: DataConfig) -> None:
-    """Raises UserError for a shape or colour that this setting of scenes does not have."""
+    """Raises UserError for a shape or colour that this setting of scenes does not have, or a sign where it has none."""
+    if captions.spelt(words) and not data.words:
+        raise UserError("there are no signs in these scenes (data.words is 0)")
     named = {captions.VOCABULARY[word] for word in words}
     for kind, everything, shown in (
         ("shape", composition.SHAPES, data.shapes),
@@ -227,7 +243,10 @@ def check_shown(words: Int[np.ndarray, "6"], data: DataConfig) -> None:
 
 
 def split_of(words: Int[np.ndarray, "6"], data: DataConfig) -> composition.Split:
-    """Whether training ever shows what a caption says: its (shape, colour) pairs and its relation."""
+    """Whether training ever shows what a caption says: its (shape, colour) pairs and its relation, or its word."""
+    if word := captions.spelt(words):
+        held = signs.held_out_words(data.words, data.held_out)
+        return "seen" if word in itertools.compress(signs.WORDS, ~held) else "unseen"
     return _split(words, _held_out(data))
 
 

@@ -28,7 +28,7 @@ from safetensors.numpy import save
 from sd3_jax import records
 from sd3_jax.config import DataConfig, ModelConfig, scene_fields
 from sd3_jax.data import autoencoder, captions, composition, rendering, scenes
-from sd3_jax.data.scenes import VOCABULARY
+from sd3_jax.data.captions import NAMES
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import pairs as known
 from sd3_jax.evaluation.pairs import KINDS, Pairs, pairs, rounded
@@ -46,13 +46,13 @@ class RewardNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"], words: Int[Array, "b 6"]) -> Float[Array, " b"]:
-        """Of pictures in [-1, 1] and captions as indices in VOCABULARY, with an embedding of its own.
+        """Of pictures in [-1, 1] and captions as indices in VOCABULARY (but of signs), with an embedding of its own.
 
         Places are pooled into the mean of each feature, its square, and its first moments along x and y: a count
         is right where (mean - expected)^2 is least, and a relation is a difference of moments. (Without squares the
         count was learnt in some runs only.)
         """
-        table = self.param("words", nn.initializers.normal(0.3), (words.shape[1], len(VOCABULARY), HIDDEN // 2))
+        table = self.param("words", nn.initializers.normal(0.3), (words.shape[1], len(NAMES), HIDDEN // 2))
         text = nn.relu(nn.Dense(HIDDEN)(table[jnp.arange(words.shape[1]), words].sum(axis=1)))
         x = nn.relu(nn.Conv(WIDTH, (4, 4), (4, 4))(images))
         while x.shape[1] > 4:

@@ -80,14 +80,14 @@ def _cell_masks(data: DataConfig) -> Float[np.ndarray, "shapes p"]:
 def free_fits(pixels: Float[np.ndarray, "b H W 3"], background: Float[np.ndarray, "b 3"], data: DataConfig) -> Fits:
     """Every connected part that differs from the background: each shape where and as large as it fits best."""
     size = 2 * int(np.ceil(FREE_RADIUS[1] * data.image_size * 1.15)) + 6  # of a patch: the largest object, a margin
-    parts = [
+    found = [
         (index, *part) for index, picture in enumerate(pixels) for part in _connected(picture, background[index], size)
     ]
-    if not parts:
+    if not found:
         none = np.zeros((0, data.shapes))
         boxes, colors = (np.zeros((0, data.shapes, k)) for k in (4, 3))
         return Fits(np.zeros(0, int), np.zeros((0, 4)), boxes, none, colors)
-    image, box, patches, weights = (np.stack(column) for column in zip(*parts, strict=True))
+    image, box, patches, weights = (np.stack(column) for column in zip(*found, strict=True))
     corner = (box[:, :2] + box[:, 2:] - size) // 2  # of the patch, as in _connected
     unexplained, color, place = _fit_all(patches, weights, _starts(box, corner, data), data.shapes)
     center = corner[:, None] + place[..., :2]
@@ -102,17 +102,14 @@ def _connected(
     picture: Float[np.ndarray, "H W 3"], background: Float[np.ndarray, " 3"], size: int
 ) -> list[tuple[Int[np.ndarray, " 4"], Float[np.ndarray, "P P 3"], Float[np.ndarray, "P P"]]]:
     """Box of each part, the patch around it less the background, and which of its pixels count: not others' own."""
-    distance = difference(picture, background)
-    if np.median(distance) > SEEN / NOISE_FACTOR:
-        distance = difference(ndimage.median_filter(picture, (3, 3, 1)), background)
-    labels, number = ndimage.label(distance > _threshold(distance))
+    labels, number = parts(picture, background)
     padding = [(size, size), (size, size)]
     offset = np.pad(picture - background, [*padding, (0, 0)])
     owner = np.pad(labels, padding, constant_values=-1)
     y, x = np.ogrid[:size, :size]
-    parts = []
+    found = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels, number), 1):
-        if np.count_nonzero(labels[rows, columns] == label) < SPECK * distance.size:
+        if np.count_nonzero(labels[rows, columns] == label) < SPECK * labels.size:
             continue
         top, left = ((edge.start + edge.stop - size) // 2 for edge in (rows, columns))
         patch = (slice(top + size, top + 2 * size), slice(left + size, left + 2 * size))
@@ -120,8 +117,16 @@ def _connected(
         near = near & (x >= columns.start - left - 2) & (x < columns.stop - left + 2)
         others = ndimage.binary_dilation((owner[patch] > 0) & (owner[patch] != label))
         weight = (near & (owner[patch] >= 0) & ~others).astype(np.float32)
-        parts.append((np.array([columns.start, rows.start, columns.stop, rows.stop]), offset[patch], weight))
-    return parts
+        found.append((np.array([columns.start, rows.start, columns.stop, rows.stop]), offset[patch], weight))
+    return found
+
+
+def parts(picture: Float[np.ndarray, "H W 3"], background: Float[np.ndarray, " 3"]) -> tuple[np.ndarray, int]:
+    """The connected parts of a picture that differ from its background, each pixel labelled, and how many there are."""
+    distance = difference(picture, background)
+    if np.median(distance) > SEEN / NOISE_FACTOR:
+        distance = difference(ndimage.median_filter(picture, (3, 3, 1)), background)
+    return ndimage.label(distance > _threshold(distance))
 
 
 def _threshold(distance: Float[np.ndarray, "H W"]) -> float:

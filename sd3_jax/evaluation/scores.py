@@ -2,7 +2,8 @@
 
 ``scene-geneval`` is GenEval's score with the scene judge: the mean of six tasks' shares of right pictures.
 ``scene-geneval-soft`` gives each clause its own credit, so that small models can be told apart;
-``scene-compbench`` is T2I-CompBench's soft formulas. None of them is the official score of that name.
+``scene-compbench`` is T2I-CompBench's soft formulas; ``scene-sign`` is the share of signs that are spelt right and
+are all there is, and ``scene-sign-soft`` how near their spelling is. None of them is the official score of that name.
 """
 
 import math
@@ -15,18 +16,23 @@ from jaxtyping import Float, Int
 
 from sd3_jax.config import DataConfig
 from sd3_jax.data.composition import COLORS, SHAPES
-from sd3_jax.evaluation import compbench, geneval, scene_judge
+from sd3_jax.data.signs import TAG
+from sd3_jax.evaluation import compbench, geneval, scene_judge, typography
 from sd3_jax.evaluation.geneval import Mean
 from sd3_jax.evaluation.scene_judge import Found
 
 CREDITS = ("count", "shape", "color", "position")
-MEASURES = ("strict", "lenient", "soft", "compbench", *CREDITS)  # of one picture; nan where its prompt does not ask
+SPELLINGS = ("spelt", "spelling")
+# Of one picture; nan where its prompt does not ask.
+MEASURES = ("strict", "lenient", "soft", "compbench", *CREDITS, *SPELLINGS)
 NAMES = {
     "strict": "scene-geneval",
     "lenient": "scene-geneval-lenient",
     "soft": "scene-geneval-soft",
     **{credit: f"scene-geneval-soft/{credit}" for credit in CREDITS},
     "compbench": "scene-compbench",
+    "spelt": "scene-sign",
+    "spelling": "scene-sign-soft",
 }
 # Which task answers for which of T2I-CompBench's categories.
 CATEGORIES = {
@@ -40,6 +46,7 @@ EXPECTED = {  # the groups that an overall score is of, where they are not GenEv
     "compbench": set(CATEGORIES.values()),
     "color": {"colors", "color_attr"},
     "position": {"position"},
+    **dict.fromkeys(SPELLINGS, {TAG}),
 }
 OVERALL = "overall"
 SHUFFLES = 24  # other prompts of its task that each picture is held against, at most
@@ -87,9 +94,14 @@ def measure(
 def measure_one(prompt: Mapping[str, Any], found: Sequence[Found]) -> Float[np.ndarray, " measures"]:
     """One picture against one prompt, in the order of MEASURES."""
     lenient, strict = scene_judge.judge(prompt, found)
+    if prompt["tag"] == TAG:
+        (clause,) = prompt["include"]
+        near = [typography.similarity(one.text, clause["text"]) for one in found if one.text is not None]
+        return np.array([*[math.nan] * (len(MEASURES) - 2), strict.correct, max(near, default=0.0)], float)
     credit = credits(prompt, found)
     soft = np.mean([value for value in credit.values() if not math.isnan(value)])
-    return np.array([strict.correct, lenient.correct, soft, _compbench(prompt, found), *credit.values()], float)
+    scored = [strict.correct, lenient.correct, soft, _compbench(prompt, found), *credit.values()]
+    return np.array([*scored, math.nan, math.nan], float)
 
 
 def credits(prompt: Mapping[str, Any], found: Sequence[Found]) -> dict[str, float]:
@@ -209,6 +221,7 @@ def to_row(found: Sequence[Found]) -> list[dict[str, Any]]:
             "score": round(one.score, 5),
             "shapes": [round(float(x), 5) for x in one.shapes],
             "colors": [round(float(x), 5) for x in one.colors],
+            **({} if one.text is None else {"text": one.text}),
         }
         for one in found
     ]
@@ -228,11 +241,12 @@ def from_row(row: Any, data: DataConfig) -> list[Found]:
                 float(one["score"]),
                 np.array(one["shapes"], float),
                 np.array(one["colors"], float),
+                one.get("text"),
             )
             for one in row
         ]
         numbers = [x for one in row for x in (*one["box"], one["score"])]
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         raise ValueError("not a list of objects") from None
     if not all(isinstance(x, int | float) for x in numbers):
         raise ValueError("boxes and scores are numbers")
@@ -242,4 +256,6 @@ def from_row(row: Any, data: DataConfig) -> list[Found]:
             raise ValueError("objects of other scenes")
         if one.shape not in (None, *shapes) or one.color not in (None, *colors):
             raise ValueError("names of no shape or colour of these scenes")
+        if not isinstance(one.text, str | None):
+            raise ValueError("what a sign says is text")
     return found

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Array, Int, UInt8
 
 from sd3_jax.config import DataConfig
-from sd3_jax.data import captions, composition, scenes
+from sd3_jax.data import captions, composition, scenes, signs
 from sd3_jax.evaluation import fidelity, scene_judge, scores
 from sd3_jax.evaluation.conditioning import to_uint8
 from sd3_jax.evaluation.fidelity import Distance, Moments
-from sd3_jax.evaluation.prompts import GROUPS, metadata
+from sd3_jax.evaluation.prompts import captions_of, groups, metadata
 from sd3_jax.evaluation.scores import Score
 
 _APART = 2**31  # of the keys: they are not those of prompts' numbers
@@ -25,8 +25,8 @@ _REFERENCES = 4  # true scenes of a caption, for each of its pictures, that dist
 def ceilings(data: DataConfig, channels: int | None, images_per_task: int) -> dict[tuple[str, str], Score]:
     """Each score of true scenes, encoded into ``channels`` and decoded (or left as they are), by (name, group)."""
     prompts, found = [], []
-    for task, split in GROUPS:
-        if split == "unseen" and not data.held_out:
+    for task, split in groups(data):
+        if (split == "unseen" and not data.held_out) or (task == signs.TAG and not captions_of(data, task, split)):
             continue
         words, _, kept = draw(data, channels, task, split, images_per_task)
         prompts += [metadata(word) | {"split": split} for word in words]
@@ -39,7 +39,7 @@ def draw(
     data: DataConfig, channels: int | None, task: str, split: composition.Split, number: int, seed: int = 0
 ) -> tuple[Int[np.ndarray, "n 6"], UInt8[np.ndarray, "n H W 3"], UInt8[np.ndarray, "n H W 3"]]:
     """Scenes of one task: their captions' words, their pictures, and what the autoencoder keeps of these."""
-    number_of_task = composition.TASKS.index(task)
+    number_of_task = composition.SIGN if task == signs.TAG else composition.TASKS.index(task)
 
     @jax.jit
     def pictures(examples: Int[Array, " n"]) -> tuple[Array, Array, Array]:
