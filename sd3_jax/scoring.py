@@ -28,6 +28,7 @@ from sd3_jax.evaluation import (
 from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.evaluation.prompts import Prompt
 from sd3_jax.evaluation.scorer import Said, Scorer
+from sd3_jax.evaluation.scores import OVERALL
 from sd3_jax.evaluation.suites import SUITES
 from sd3_jax.scorers import choose
 from sd3_jax.systems import System
@@ -100,14 +101,20 @@ def score(
         if "fidelity" in asked.suites:
             rows += _fidelity(system, asked, progress)
     if rated and len(found) > 1:
-        rows += _compared(found, rated, reference)
+        rows += _compared(found, rated, rows, reference)
     return rows
 
 
 def _compared(
-    found: Sequence[System], rated: Mapping[str, Mapping[str, Said]], reference: Path | None
+    found: Sequence[System],
+    rated: Mapping[str, Mapping[str, Said]],
+    scores: Sequence[Mapping[str, Any]],
+    reference: Path | None,
 ) -> list[dict[str, Any]]:
-    """Win rates against one system, the first unless named, and Elo scores of all, by each judge of preference."""
+    """Win rates against one system, the first unless named, and Elo scores of all, by each judge of preference.
+
+    ``scores`` of the systems by these judges say what they are of; where one is partial, so is every comparison.
+    """
     whom = found[0]
     if reference is not None:
         chosen = [system for system in found if system.path.resolve() == reference.resolve()]
@@ -117,8 +124,11 @@ def _compared(
     by_name = {system.name: system for system in found}
     rows = []
     for judge, said in rated.items():
+        theirs = {row["run"]: row for row in scores if row["name"] == judge and row["group"] == OVERALL}
+        partial = next(({"partial": row["partial"]} for row in theirs.values() if "partial" in row), {})
         for name, own in suites.preference_rows(judge, said, whom.name).items():
-            rows += systems.write(by_name[name], own)
+            what = {key: theirs[name][key] for key in ("digest", "prompt_list")} | partial
+            rows += systems.write(by_name[name], [row | what for row in own])
     return rows
 
 

@@ -208,6 +208,12 @@ def test_missing_and_unreadable_pictures_make_partial_scores_and_one_line(
     kept = records.read_scores(tmp_path / "one" / "evals.jsonl")[0]
     assert [row["value"] for row in kept if row["group"] == "overall"] == [1.0]
     assert "0001.png" in kept[0]["partial"]
+    write_folder(tmp_path / "two", ["a cat", "a dog"], images=2)
+    assert call(sd3, "evaluate", tmp_path / "two", tmp_path / "one", "--suite", "preference").status == 2
+    rows = {row["name"]: row for row in records.read_scores(tmp_path / "two" / "evals.jsonl")[0]}
+    assert "partial" not in rows["shade"]
+    assert "0001.png" in rows["shade-win-rate"]["partial"]
+    assert rows["shade-elo"]["prompt_list"] == rows["shade"]["prompt_list"]
 
 
 def test_what_one_system_lacks_is_said_before_any_is_judged(sd3: Any, judged_by_shade: None, tmp_path: Path) -> None:
