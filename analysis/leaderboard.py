@@ -6,7 +6,8 @@ exact judges of scenes are never in one table.
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,18 +50,36 @@ class Line(NamedTuple):
 def load(systems: Mapping[str, Path]) -> list[Entry]:
     """The scores of systems, a system once for each setting that its pictures were drawn in.
 
-    Raises UserError for one without scores.
+    Of a name that some have over other prompts, or against another system, each such score is called after that too.
+    Raises UserError for a system without scores.
     """
-    found = []
-    for name, path in systems.items():
-        rows, _ = records.read_scores(path / "evals.jsonl")
+    read = {name: records.read_scores(path / "evals.jsonl")[0] for name, path in systems.items()}
+    for name, rows in read.items():
         if not rows:
-            raise UserError(f"{path}: has no scores (evals.jsonl); sd3-jax evaluate writes them")
+            raise UserError(f"{systems[name]}: has no scores (evals.jsonl); sd3-jax evaluate writes them")
+    called = _names([row for rows in read.values() for row in rows])
+    found = []
+    for name, rows in read.items():
         settings = {_key(row): {key: row[key] for key in SETTING if key in row} for row in rows}
         for key, setting in settings.items():
-            scores = {(row["name"], row["group"]): row for row in rows if _key(row) == key}
+            scores = {(called(row), row["group"]): row for row in rows if _key(row) == key}
             found.append(Entry(name, name + _differing(setting, list(settings.values())), setting, scores))
     return found
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], str]:
+    """What scores are called, so that those of one name are on one scale: GenEval's are, of however many pictures."""
+    kinds = {"prompt_list": "on", "reference": "against"}
+    values = {(row["name"], row["group"], key, row[key]) for row in rows for key in kinds if row.get(key) is not None}
+    many = {one for one, number in Counter(value[:3] for value in values).items() if number > 1}
+
+    def called(row: Mapping[str, Any]) -> str:
+        if is_official(row["name"]) or row["name"].startswith("scene-"):
+            return row["name"]
+        own = [key for key in kinds if (row["name"], row["group"], key) in many and row.get(key) is not None]
+        return " ".join([row["name"], *(f"{kinds[key]} {row[key]}" for key in own)])
+
+    return called
 
 
 def _key(row: Mapping[str, Any]) -> str:
@@ -127,19 +146,37 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
 
 def others(entries: Sequence[Entry]) -> list[list[str]]:
     """Every other score of any system as text, a system a line: those over all prompts, and CompBench's categories."""
-    names = dict.fromkeys(
-        (name, group)
+    each = other_scores(entries)
+    names = dict.fromkeys((one.name, one.group) for one in each)
+    rows = [["system", *(name if group == OVERALL else f"{name} {group}" for name, group in names)]]
+    for label in dict.fromkeys(one.label for one in each):
+        own = {(one.name, one.group): one for one in each if one.label == label}
+        rows.append(
+            [label, *(_shown(*own[key][3:5]) + "*" * bool(own[key].partial) if key in own else "" for key in names)]
+        )
+    return rows if each else []
+
+
+class Other(NamedTuple):
+    """Any other score of a system."""
+
+    label: str
+    name: str
+    group: str
+    value: float
+    se: float  # nan: none
+    partial: str | None
+
+
+def other_scores(entries: Sequence[Entry]) -> list[Other]:
+    """What :func:`others` is the table of."""
+    return [
+        Other(entry.label, name, group, row["value"], _error(row), row.get("partial"))
         for entry in entries
-        for name, group in entry.scores
+        for (name, group), row in entry.scores.items()
         if not is_official(name) and name != "scene-geneval" and "/" not in name
         if group == OVERALL or name.startswith("compbench")
-    )
-    rows = [["system", *(name if group == OVERALL else f"{name} {group}" for name, group in names)]]
-    for entry in entries:
-        own = [entry.scores.get(key) for key in names]
-        if any(own):
-            rows.append([entry.label, *("" if row is None else _shown(row["value"], _error(row)) for row in own)])
-    return rows if len(rows) > 1 else []
+    ]
 
 
 def _shown(value: float, error: float) -> str:
@@ -199,7 +236,8 @@ def _comparable(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _cost(label: str, key: tuple[str, str], row: Mapping[str, Any], other: Mapping[str, Any]) -> Cost:
     one, two = (np.asarray(each.get("by_prompt") or [], float) for each in (row, other))
-    paired = len(one) == len(two) > 1 and row.get("images_by_prompt") == other.get("images_by_prompt")
+    whole = not (row.get("partial") or other.get("partial"))  # or the n-th prompt of one may not be that of the other
+    paired = whole and len(one) == len(two) > 1 and row.get("images_by_prompt") == other.get("images_by_prompt")
     if paired:
         better = float(np.mean((one > two) + 0.5 * (one == two)))
         if key[0].startswith(LOW_IS_GOOD):

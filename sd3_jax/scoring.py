@@ -19,6 +19,7 @@ from sd3_jax.evaluation import (
     compbench_files,
     compbench_prompts,
     features,
+    folders,
     prompts,
     scorer,
     suites,
@@ -27,6 +28,7 @@ from sd3_jax.evaluation import (
 from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.evaluation.prompts import Prompt
 from sd3_jax.evaluation.scorer import Said, Scorer
+from sd3_jax.evaluation.scores import OVERALL
 from sd3_jax.evaluation.suites import SUITES
 from sd3_jax.scorers import choose
 from sd3_jax.systems import System
@@ -85,11 +87,12 @@ def score(
     Judges of preference also compare the systems with one another, or with the one at ``reference``.
     """
     parts = _parts(asked)
+    lists = {system.name: [_prompts(system, part, asked) for part in parts] for system in found}  # or it is said now
     rows: list[dict[str, Any]] = []
     rated: dict[str, dict[str, Said]] = {}  # of each judge of preference and system, what it said
     for system in found:
-        for part in parts:
-            own, said = _part(system, part, asked, progress)
+        for part, (wanted, where) in zip(parts, lists[system.name], strict=True):
+            own, said = _part(system, part, wanted, where, progress)
             rows += own
             for judge, one in said.items() if part.suite == "preference" else ():
                 rated.setdefault(judge, {})[system.name] = one
@@ -98,14 +101,20 @@ def score(
         if "fidelity" in asked.suites:
             rows += _fidelity(system, asked, progress)
     if rated and len(found) > 1:
-        rows += _compared(found, rated, reference)
+        rows += _compared(found, rated, rows, reference)
     return rows
 
 
 def _compared(
-    found: Sequence[System], rated: Mapping[str, Mapping[str, Said]], reference: Path | None
+    found: Sequence[System],
+    rated: Mapping[str, Mapping[str, Said]],
+    scores: Sequence[Mapping[str, Any]],
+    reference: Path | None,
 ) -> list[dict[str, Any]]:
-    """Win rates against one system, the first unless named, and Elo scores of all, by each judge of preference."""
+    """Win rates against one system, the first unless named, and Elo scores of all, by each judge of preference.
+
+    ``scores`` of the systems by these judges say what they are of; where one is partial, so is every comparison.
+    """
     whom = found[0]
     if reference is not None:
         chosen = [system for system in found if system.path.resolve() == reference.resolve()]
@@ -115,8 +124,11 @@ def _compared(
     by_name = {system.name: system for system in found}
     rows = []
     for judge, said in rated.items():
+        theirs = {row["run"]: row for row in scores if row["name"] == judge and row["group"] == OVERALL}
+        partial = next(({"partial": row["partial"]} for row in theirs.values() if "partial" in row), {})
         for name, own in suites.preference_rows(judge, said, whom.name).items():
-            rows += systems.write(by_name[name], own)
+            what = {key: theirs[name][key] for key in ("digest", "prompt_list")} | partial
+            rows += systems.write(by_name[name], [row | what for row in own])
     return rows
 
 
@@ -146,15 +158,15 @@ def _parts(asked: Asked) -> list[_Part]:
 
 
 def _part(
-    system: System, part: _Part, asked: Asked, progress: Progress
+    system: System, part: _Part, wanted: Sequence[Prompt], where: str, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Said]]:
-    """The scores of one system by the judges of one part, and what each of them said."""
-    wanted, where = _prompts(system, part, asked)
+    """The scores of one system by the judges of one part, and what each of them said; ``where`` prompts are from."""
     folder = _draw(system, wanted, progress)
     find = suites.find if part.category is None else suites.find_category
     found = find(folder, wanted, where if part.category is None else part.category)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
+    beside = folder if system.draws else system.out  # what one setting's pictures are, another's are not
     rows, words = list[dict[str, Any]](), dict[str, Said]()
     for judge in part.scorers:
         with progress(f"{system.name}, {judge.name}", len(found.shots)) as report:
@@ -167,9 +179,9 @@ def _part(
         if part.suite == "geneval":
             verdicts = zip(said.shots, said.values, strict=True)
             lines = [upstream.result_row(str(shot.path), shot.metadata, one, judge.name) for shot, one in verdicts]
-            upstream.write_results(system.out / "geneval" / "results.jsonl", lines)
+            upstream.write_results(beside / "geneval" / "results.jsonl", lines)
         if part.category is not None:
-            out = system.out / "compbench" / part.category
+            out = beside / "compbench" / part.category
             numbered = suites.numbered(found.shots, wanted)
             if system.draws:
                 compbench_files.lay_out(out, numbered)
@@ -194,10 +206,12 @@ def _prompts(system: System, part: _Part, asked: Asked) -> tuple[list[Prompt], s
         images = asked.images or IMAGES
         found = prompts.geneval_texts(images) if named else prompts.read_texts(asked.prompts, images)
         if asked.images is None and not system.draws:
-            found = suites.as_there_are(system.pictures(found, lambda done: None), found, str(asked.prompts))
+            found = suites.as_there_are(system.path, found, str(asked.prompts))
         return found, str(asked.prompts)
     if not system.draws:
-        return suites.own_prompts(system.pictures([], lambda done: None)), "its own prompts"
+        if not folders.says_prompts(system.path):
+            raise UserError(f"{system.path}: does not say what its pictures are of; --prompts FILE does")
+        return suites.own_prompts(system.path), "its own prompts"
     if system.own is None:
         raise UserError(f"{system.name}: --prompts FILE says what it is to draw for suite {part.suite}")
     return system.own(asked.own), "captions that were held out"

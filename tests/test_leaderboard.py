@@ -121,6 +121,58 @@ def test_other_scores_are_a_table_of_their_own(tmp_path: Path) -> None:
     assert cells == [["system", "pickscore", "compbench color"], ["run", "21.000±0.100", "0.400"]]
 
 
+def test_scores_of_other_prompts_or_against_others_are_not_in_one_column(tmp_path: Path) -> None:
+    def rows(value: float, reference: str, *lists: str) -> list[dict[str, Any]]:
+        same: dict[str, Any] = {"group": "overall", "value": value, "se": 0.1}
+        win = {"name": "pickscore-win-rate", "reference": reference, "prompt_list": "aaa", **same}
+        return [{"name": "pickscore", "prompt_list": one, **same} for one in lists] + [win]
+
+    paths = {
+        "one": write(tmp_path / "one", rows(1.0, "x", "aaa", "bbb")),
+        "two": write(tmp_path / "two", rows(2.0, "y", "bbb")),
+    }
+    assert leaderboard.others(leaderboard.load(paths)) == [
+        [
+            "system",
+            "pickscore on aaa",
+            "pickscore on bbb",
+            "pickscore-win-rate against x",
+            "pickscore-win-rate against y",
+        ],
+        ["one", "1.000±0.100", "1.000±0.100", "1.000±0.100", ""],
+        ["two", "", "2.000±0.100", "", "2.000±0.100"],
+    ]
+
+
+def test_prompts_are_not_paired_where_pictures_are_missing(tmp_path: Path) -> None:
+    """The two lack different prompts, so that the second of one is not the second of the other."""
+    own = {
+        "name": "pickscore",
+        "group": "overall",
+        "value": 1.0,
+        "se": 0.1,
+        "by_prompt": [1, 2],
+        "images_by_prompt": [1, 1],
+    }
+    gaps = [own | {"partial": "a: 1 picture"}, own | {"partial": "b: 1 picture", "without": ["t5"]}]
+    (cost,) = leaderboard.costs(leaderboard.load({"run": write(tmp_path, gaps)}))
+    assert cost.prompts == 0
+    assert np.isnan(cost.better)
+    assert cost.se == pytest.approx(0.1 * 2**0.5)
+
+
+def test_many_scores_are_several_tables_and_all_are_in_the_json(sd3: Any, tmp_path: Path) -> None:
+    rows = [{"name": f"judge{i}", "group": "overall", "value": i + 0.5, "se": 0.25} for i in range(13)]
+    write(tmp_path / "mine", [*rows[:-1], rows[-1] | {"partial": "3 are missing"}])
+    status, out, err = sd3("leaderboard", str(tmp_path / "mine"), "--json", str(tmp_path / "x.json"))
+    assert status == 0, err
+    assert all(f"{i + 0.5:.3f}±0.250" in out for i in range(13))
+    assert "12.500±0.250*" in out
+    assert "* partial: 3 are missing" in out
+    found = json.loads((tmp_path / "x.json").read_text())["others"]
+    assert [one["value"] for one in found] == [i + 0.5 for i in range(13)]
+
+
 def test_the_command_draws_what_it_prints(sd3: Any, tmp_path: Path) -> None:
     write(tmp_path / "mine", geneval_rows(0.5))
     status, out, err = sd3("leaderboard", f"ours={tmp_path / 'mine'}", "--figure", str(tmp_path / "board"))

@@ -74,6 +74,13 @@ def test_what_is_missing_and_what_is_too_much_is_said(tmp_path: Path) -> None:
     ]
 
 
+def test_a_prompt_that_two_folders_have_is_one_line(tmp_path: Path) -> None:
+    asked = prompts.geneval_texts(images=1)[:2]
+    write_folder(tmp_path, [asked[0].text, asked[1].text, asked[0].text], images=1)
+    with pytest.raises(UserError, match="00000 and 00002 have the same prompt"):
+        suites.find(tmp_path, asked, "a list")
+
+
 def test_a_folder_brings_its_own_prompts_with_as_many_pictures_as_the_most_have(tmp_path: Path) -> None:
     write_folder(tmp_path, ["a cat", "a dog"], images=3)
     (tmp_path / "00001" / "samples" / "0002.png").unlink()
@@ -201,6 +208,21 @@ def test_missing_and_unreadable_pictures_make_partial_scores_and_one_line(
     kept = records.read_scores(tmp_path / "one" / "evals.jsonl")[0]
     assert [row["value"] for row in kept if row["group"] == "overall"] == [1.0]
     assert "0001.png" in kept[0]["partial"]
+    write_folder(tmp_path / "two", ["a cat", "a dog"], images=2)
+    assert call(sd3, "evaluate", tmp_path / "two", tmp_path / "one", "--suite", "preference").status == 2
+    rows = {row["name"]: row for row in records.read_scores(tmp_path / "two" / "evals.jsonl")[0]}
+    assert "partial" not in rows["shade"]
+    assert "0001.png" in rows["shade-win-rate"]["partial"]
+    assert rows["shade-elo"]["prompt_list"] == rows["shade"]["prompt_list"]
+
+
+def test_what_one_system_lacks_is_said_before_any_is_judged(sd3: Any, judged_by_shade: None, tmp_path: Path) -> None:
+    write_folder(tmp_path / "one", ["a cat", "a dog"], images=1)
+    write_picture(tmp_path / "flat" / "00000.png", 0)
+    result = call(sd3, "evaluate", tmp_path / "one", tmp_path / "flat", "--suite", "preference")
+    assert (result.status, result.stderr.count("\n")) == (2, 1)
+    assert "flat: does not say what its pictures are of; --prompts FILE does" in result.stderr
+    assert not (tmp_path / "one" / scorer.FILE).exists()
 
 
 def test_prompts_of_a_file_are_those_that_count(sd3: Any, judged_by_shade: None, tmp_path: Path) -> None:
@@ -301,6 +323,23 @@ def test_compbench_scores_categories_and_answers_in_upstreams_files(
     assert "1 pictures are missing" in result.stderr
     answers = json.loads((tmp_path / "sys" / "compbench" / "color" / "vqa_result.json").read_text())
     assert [row["question_id"] for row in answers] == [number for number in range(20) if number != 3]
+
+
+def test_numbered_pictures_are_of_the_category_whose_folder_they_are_in(
+    sd3: Any, tmp_path: Path, compbench_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each category counts its prompts from 0, so that one flat folder is none of them."""
+    monkeypatch.setattr(choose, "compbench", lambda found: {"color": Scorer("compbench/color", "1", shade)})
+    ask = ("evaluate", tmp_path / "sys", "--suite", "compbench", "--compbench", compbench_copy, "--images", "1")
+    for number in range(2):
+        write_picture(tmp_path / "sys" / f"{number:05d}.png", number)
+    result = call(sd3, *ask)
+    assert (result.status, result.stderr.count("\n")) == (2, 1)
+    assert "its pictures are numbered, but of which category?" in result.stderr
+    for number in range(2):
+        write_picture(tmp_path / "sys" / "color" / f"{number:05d}.png", number)
+    assert call(sd3, *ask).status == 0
+    assert records.read_scores(tmp_path / "sys" / "evals.jsonl")[0][0]["value"] == 0.5
 
 
 def test_pictures_under_compbenchs_names_are_links_that_its_readers_find(tmp_path: Path) -> None:

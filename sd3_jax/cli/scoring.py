@@ -19,6 +19,7 @@ _SCENES = {
     "fidelity": ("scene-frechet", "path-length"),
     "typography": ("scene-sign",),
 }
+_COLUMNS = 6  # of scores side by side, that a terminal holds
 
 
 def of_scenes(rows: Sequence[dict[str, Any]], suites: Sequence[str]) -> list[dict[str, Any]]:
@@ -129,13 +130,16 @@ def leaderboard(
         parts.append(terminal.chart(f"GenEval; {board.PUBLISHED}: the paper's Table 5", board.cells(official)))
     if scenes:
         parts.append(terminal.chart("scene-geneval, of scenes: on no scale with GenEval", board.cells(scenes)))
-    if rest := board.others(entries):
-        parts.append(terminal.chart("value±standard error", rest))
+    rest = board.others(entries)
+    for at in range(1, len(rest[0]) if rest else 0, _COLUMNS):
+        own = [[row[0], *row[at : at + _COLUMNS]] for row in rest]
+        parts.append(terminal.chart("value±standard error", [row for row in own if any(row[1:])]))
     if costs:
         parts += [terminal.chart("without a text encoder", board.cost_cells(costs)), board.paper_sentence()]
-    partial = dict.fromkeys(line.partial for line in [*official, *scenes] if line.partial)
-    parts += [f"* partial: {text}" for text in partial]
-    value: dict[str, Sequence[Any]] = {"geneval": official, "scene_geneval": scenes, "costs": costs}
+    others = board.other_scores(entries)
+    said = [*(line.partial for line in [*official, *scenes]), *(one.partial for one in others)]
+    parts += [f"* partial: {text}" for text in dict.fromkeys(filter(None, said))]
+    value: dict[str, Sequence[Any]] = {"geneval": official, "scene_geneval": scenes, "others": others, "costs": costs}
     terminal.show(parts, {key: [one._asdict() for one in lines] for key, lines in value.items()}, json_file)
     if figure is not None:
         shown = [line for line in official if line.judge != board.PUBLISHED]

@@ -95,23 +95,36 @@ def pictures_of(out: Path, captions: Sequence[str], where: str) -> dict[int, lis
     A folder in GenEval's layout says its prompts, which may be more, and in another order; in a flat one the number of
     a picture is that of its caption. ``where`` the captions are from is said in errors.
 
-    Raises UserError for a folder that is neither, or whose pictures are of other captions.
+    Raises UserError for a folder that is neither, one that has a caption twice, or pictures of other captions.
     """
     if not out.is_dir():
         raise UserError(f"{out}: no such folder of pictures")
-    if any(path.is_dir() and path.name.isdigit() for path in out.iterdir()):
-        numbers = {caption: number for number, caption in enumerate(captions)}
-        asked = [(metadata["prompt"].strip(), images) for _, metadata, images in read_folder(out)]
-        found = {numbers[prompt]: images for prompt, images in asked if prompt in numbers and images}
-        if not found:
-            raise UserError(f"{out}: holds no picture of any prompt of {where}; its first prompt is {asked[0][0]!r}")
-        return found
-    return _flat(out, len(captions), where)
+    if not says_prompts(out):
+        return _flat(out, len(captions), where)
+    numbers = {caption: number for number, caption in enumerate(captions)}
+    found: dict[int, list[Path]] = {}
+    prompts = []
+    for _, metadata, images in read_folder(out):
+        prompts.append(metadata["prompt"].strip())
+        number = numbers.get(prompts[-1])
+        if number is not None and images:
+            if number in found:
+                first = found[number][0].parent.parent.name
+                raise UserError(f"{out}: {first} and {images[0].parent.parent.name} have the same prompt")
+            found[number] = images
+    if not found:
+        raise UserError(f"{out}: holds no picture of any prompt of {where}; its first prompt is {prompts[0]!r}")
+    return found
+
+
+def says_prompts(out: Path) -> bool:
+    """Whether a folder has GenEval's layout, where each picture is beside its prompt."""
+    return out.is_dir() and any(path.is_dir() and path.name.isdigit() for path in out.iterdir())
 
 
 def count_others(out: Path, captions: Sequence[str]) -> int:
     """How many prompts a folder in GenEval's layout has pictures of that are none of ``captions``."""
-    if not any(path.is_dir() and path.name.isdigit() for path in out.iterdir()):
+    if not says_prompts(out):
         return 0
     known = set(captions)
     return sum(bool(images) and said["prompt"].strip() not in known for _, said, images in read_folder(out))

@@ -53,10 +53,12 @@ def find(folder: Path, asked: Sequence[Prompt], where: str) -> Pictures:
 def find_category(folder: Path, asked: Sequence[Prompt], category: str) -> Pictures:
     """The pictures of a category of T2I-CompBench: as it names them, in ``folder/category/samples``, or as others are.
 
-    Errors of :func:`find`.
+    Raises UserError as :func:`find`, and for numbered pictures of no category: each counts its prompts from 0.
     """
     inner = folder / category
     if not any((inner / "samples").glob("*.png")):
+        if not inner.is_dir() and not folders.says_prompts(folder):
+            raise UserError(f"{folder}: its pictures are numbered, but of which category? Those of {category}: {inner}")
         return find(inner if inner.is_dir() else folder, asked, f"category {category}")
     there = compbench_files.read_pictures(inner, [prompt.metadata for prompt in asked])
     wanted = sum(prompt.images for prompt in asked)
