@@ -290,6 +290,8 @@ def picture_of(lines: Sequence[Line]) -> Drawing:
     caption += "" if scenes else " Hollow: published (Table 5 of the paper), without intervals."
     caption += " * partial: pictures are missing." if any(line.partial for line in lines) else ""
     caption = textwrap.fill(caption, CAPTION)
+    judged = Counter(line.label for line in lines)  # one system by several judges is as many lines
+    labels = [line.label + f" ({line.judge})" * (judged[line.label] > 1) + "*" * bool(line.partial) for line in lines]
     numbers = {
         "figure": "leaderboard",
         "lines": [
@@ -315,9 +317,9 @@ def picture_of(lines: Sequence[Line]) -> Drawing:
             panel.tick_params(axis="y", length=0)
             panel.grid(axis="y", color="0.92", lw=0.6)
             panel.set_axisbelow(True)
-        panels[0].set_yticks(range(len(lines)), [line.label + "*" * bool(line.partial) for line in lines])
+        panels[0].set_yticks(range(len(lines)), labels)
         panels[0].set_ylim(len(lines) - 0.4, -0.6)
-        longest = max(len(line.label) for line in lines)
+        longest = max(map(len, labels))
         below(figure, [], 1, caption, _ROW * len(lines) + 0.15, min(0.45, 0.04 + 0.0095 * longest))
         figure.subplots_adjust(wspace=0.14, top=1 - 0.26 / figure.get_figheight())
     return Drawing(figure, numbers)

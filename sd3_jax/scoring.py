@@ -86,6 +86,9 @@ def score(
 
     Judges of preference also compare the systems with one another, or with the one at ``reference``.
     """
+    if "fidelity" in asked.suites:
+        for system in found:
+            _real(system, asked)  # or it is said now
     parts = _parts(asked)
     lists = {system.name: [_prompts(system, part, asked) for part in parts] for system in found}  # or it is said now
     rows: list[dict[str, Any]] = []
@@ -222,11 +225,17 @@ def _draw(system: System, wanted: Sequence[Prompt], progress: Progress) -> Path:
         return system.pictures(wanted, report)
 
 
-def _fidelity(system: System, asked: Asked, progress: Progress) -> list[dict[str, Any]]:
-    """Distances of a system's pictures from real ones, measured once for each content of both."""
+def _real(system: System, asked: Asked) -> Path:
+    """Where the true pictures are that a system is compared with. Raises UserError if nobody says."""
     real = asked.real or system.real
     if real is None:
         raise UserError(f"{system.name}: --real FOLDER says which pictures it is compared with for suite fidelity")
+    return real
+
+
+def _fidelity(system: System, asked: Asked, progress: Progress) -> list[dict[str, Any]]:
+    """Distances of a system's pictures from real ones, measured once for each content of both."""
+    real = _real(system, asked)
     wanted = _prompts(system, _Part("fidelity", []), asked)[0] if system.draws else []
     sources = [between.find(_draw(system, wanted, progress)), between.find(real)]
     content = {"pictures": sources[0].content(), "reference_pictures": sources[1].content()}

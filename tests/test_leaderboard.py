@@ -173,6 +173,14 @@ def test_many_scores_are_several_tables_and_all_are_in_the_json(sd3: Any, tmp_pa
     assert [one["value"] for one in found] == [i + 0.5 for i in range(13)]
 
 
+def test_lines_of_one_system_by_several_judges_are_told_apart_in_the_picture(tmp_path: Path) -> None:
+    rows = [*geneval_rows(0.5), *geneval_rows(0.4, "geneval-mask2former-hf")]
+    lines = leaderboard.geneval(leaderboard.load({"one": write(tmp_path / "one", rows)}))
+    (panel, *_) = leaderboard.picture_of(lines).figure.axes
+    labels = [label.get_text() for label in panel.get_yticklabels()]
+    assert {"one (geneval)", "one (geneval-mask2former-hf)", "SDXL"} <= set(labels)
+
+
 def test_the_command_draws_what_it_prints(sd3: Any, tmp_path: Path) -> None:
     write(tmp_path / "mine", geneval_rows(0.5))
     status, out, err = sd3("leaderboard", f"ours={tmp_path / 'mine'}", "--figure", str(tmp_path / "board"))

@@ -195,6 +195,22 @@ def test_a_judge_prefers_whose_pictures_it_gives_more(sd3: Any, judged_by_shade:
     assert other["shade-elo", "one"]["value"] == 1000
 
 
+def test_pictures_are_compared_by_their_index_also_where_one_is_missing(
+    sd3: Any, judged_by_shade: None, tmp_path: Path
+) -> None:
+    """Where one system lacks its first picture, the second is still held against the other's second."""
+    for name, shades in (("one", (200, 10, 200, 10)), ("two", (0, 20, 0, 20))):
+        write_folder(tmp_path / name, ["a cat", "a dog"], images=2)
+        for number, value in enumerate(shades):
+            path = tmp_path / name / f"{number // 2:05d}" / "samples" / f"{number % 2:04d}.png"
+            write_picture(path, value)
+    (tmp_path / "one" / "00000" / "samples" / "0000.png").unlink()
+    (tmp_path / "two" / "00001" / "samples" / "0000.png").write_bytes(b"no picture")
+    assert call(sd3, "evaluate", tmp_path / "one", tmp_path / "two", "--suite", "preference").status == 2
+    rows = {row["name"]: row for row in records.read_scores(tmp_path / "two" / "evals.jsonl")[0]}
+    assert (rows["shade-win-rate"]["value"], rows["shade-win-rate"]["n"]) == (1, 2)
+
+
 def test_missing_and_unreadable_pictures_make_partial_scores_and_one_line(
     sd3: Any, judged_by_shade: None, tmp_path: Path
 ) -> None:

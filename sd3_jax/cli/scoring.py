@@ -86,12 +86,16 @@ def geneval(
 
 
 def _recorded(pictures: Path, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], Path]:
-    """Put scores beside those of whoever drew the pictures: a run, as its settings say; else the folder itself."""
+    """Put scores beside those of whoever drew the pictures: a run or a pipeline, as settings say; else the folder."""
     from sd3_jax import systems
     from sd3_jax.evaluate import write_scores
-    from sd3_jax.evaluation import folders
+    from sd3_jax.evaluation import folders, pipelines
     from sd3_jax.evaluation.generate import Sampler
 
+    if said := pipelines.drawn(pictures):
+        rows, out = [{**row, **said} for row in rows], pictures.resolve().parent.parent
+        write_scores(out, rows)
+        return rows, out / systems.SCORES
     try:
         run, drawn = folders.drawn_by(pictures)
     except UserError:

@@ -72,6 +72,19 @@ def picture_name(prompt: str, number: int) -> str:
     return name
 
 
+_NAME = re.compile(r"([^_]+)_(?:.*_)?(\d+)\.png")
+
+
+def number_of(path: Path) -> int | None:
+    """The number in a picture's name, if that begins with a prompt.
+
+    >>> number_of(Path("a red cup_000012.png")), number_of(Path("00007_0002.png"))
+    (12, None)
+    """
+    named = _NAME.fullmatch(path.name)
+    return int(named[2]) if named and not named[1].isdigit() else None
+
+
 def read_pictures(folder: Path, prompts: Sequence[Mapping[str, Any]]) -> list[tuple[int, Shot]]:
     """The pictures of a category and their numbers, in order; of each, the prompt that its name begins with.
 
@@ -82,7 +95,7 @@ def read_pictures(folder: Path, prompts: Sequence[Mapping[str, Any]]) -> list[tu
         known.setdefault(prompt["prompt"], index)
     found: dict[int, Shot] = {}
     for path in sorted((folder / "samples").glob("*.png")):
-        named = re.fullmatch(r"([^_]+)_(?:.*_)?(\d+)\.png", path.name)
+        named = _NAME.fullmatch(path.name)
         if named is None:
             raise UserError(f"{path}: is not named as T2I-CompBench names pictures, 'a red cup_000012.png'")
         number, said = int(named[2]), named[1].strip()

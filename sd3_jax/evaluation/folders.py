@@ -117,6 +117,14 @@ def pictures_of(out: Path, captions: Sequence[str], where: str) -> dict[int, lis
     return found
 
 
+def index_of(path: Path) -> int:
+    """Which of its prompt's pictures a file is, in either layout."""
+    if path.parent.name == "samples" and path.parent.parent.name.isdigit():
+        return int(path.stem)
+    flat = _FLAT.fullmatch(path.name)
+    return int(flat[2] or 0) if flat else 0
+
+
 def says_prompts(out: Path) -> bool:
     """Whether a folder has GenEval's layout, where each picture is beside its prompt."""
     return out.is_dir() and any(path.is_dir() and path.name.isdigit() for path in out.iterdir())

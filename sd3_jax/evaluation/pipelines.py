@@ -58,6 +58,18 @@ def settings(folder: Path, steps: int, guidance: float, seed: int, without: Sequ
     }
 
 
+def drawn(pictures: Path) -> dict[str, Any] | None:
+    """The fields of rows of scores that say how a folder's pictures came to be, where a pipeline drew them."""
+    try:
+        said = json.loads((pictures / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or not isinstance(said.get("pipeline"), str):
+        return None
+    setting = {key: value for key, value in said.items() if key not in ("prompts", "images")}
+    return setting | {"prompt_list": said.get("prompts")}
+
+
 def sample(
     folder: Path,
     said: dict[str, Any],

@@ -169,7 +169,7 @@ def scores_of_wins(
 
 
 def rated(
-    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    scores: Mapping[str, Mapping[str, Sequence[float | None]]],
     reference: str,
     log_odds: float | None = None,
     resamples: int = RESAMPLES,
@@ -177,8 +177,8 @@ def rated(
 ) -> list[dict[str, Any]]:
     """What a judge prefers: for each system a row of its win rate against the reference, and its Elo score in all.
 
-    ``scores[system][prompt]`` are those of a system's pictures of a prompt; pictures of one prompt and place in its
-    list are compared, as far as both systems have them, and ``n`` and ``prompts`` of a row count those. Given
+    ``scores[system][prompt]`` are those of a system's pictures of a prompt, None where one is lacking; pictures of one
+    prompt and place in its list are compared where both systems have them: ``n`` and ``prompts`` count those. Given
     ``log_odds`` (:data:`LOG_ODDS`), it has ``soft`` too, the mean probability that the system's picture is preferred.
 
     Raises UserError for an unknown reference, fewer than two systems, a system that shares fewer than two prompts with
@@ -191,7 +191,12 @@ def rated(
     names = list(scores)
     numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for own in scores.values() for prompt in own))}
     flat = {
-        name: {(numbers[prompt], place): score for prompt, own in found.items() for place, score in enumerate(own)}
+        name: {
+            (numbers[prompt], place): score
+            for prompt, own in found.items()
+            for place, score in enumerate(own)
+            if score is not None
+        }
         for name, found in scores.items()
     }
     wins = np.zeros((len(numbers), len(names), len(names)))

@@ -34,11 +34,12 @@ class Scorer(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """A picture's file, and the prompt that it is of: its number, and its metadata."""
+    """A picture's file, the prompt that it is of (its number, its metadata), and which of its pictures it is."""
 
     path: Path
     prompt: int
     metadata: Mapping[str, Any]
+    place: int = 0
 
 
 class Said(NamedTuple):

@@ -37,7 +37,7 @@ def find(folder: Path, asked: Sequence[Prompt], where: str) -> Pictures:
     shots, problems, surplus = [], [], 0
     for number, prompt in enumerate(asked):
         paths = found.get(number, [])
-        shots += [Shot(path, number, prompt.metadata) for path in paths[: prompt.images]]
+        shots += [Shot(path, number, prompt.metadata, folders.index_of(path)) for path in paths[: prompt.images]]
         surplus += max(0, len(paths) - prompt.images)
     short = [number for number, prompt in enumerate(asked) if len(found.get(number, [])) < prompt.images]
     if short:
@@ -72,9 +72,8 @@ def numbered(shots: Sequence[Shot], asked: Sequence[Prompt]) -> dict[int, Shot]:
     first = np.cumsum([0, *(prompt.images for prompt in asked)])
     found = {}
     for shot in shots:
-        prompt, _, number = shot.path.stem.replace("-", "_").rpartition("_")
-        in_order = first[shot.prompt] + (int(number) if prompt or shot.path.parent.name == "samples" else 0)
-        found[int(in_order if not prompt or prompt.isdigit() else number)] = shot
+        named = compbench_files.number_of(shot.path)
+        found[int(first[shot.prompt]) + shot.place if named is None else named] = shot
     return found
 
 
@@ -85,7 +84,9 @@ def overall_of_categories(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     mean = geneval.unweighted([Mean(row["value"], row["se"], row["n"], row["prompts"]) for row in rows])
     group = OVERALL if len(rows) == len(compbench_files.CATEGORIES) else f"mean of {len(rows)}"
     partial = [row["partial"] for row in rows if "partial" in row]
-    return {"name": name, "group": group, **_mean(mean), **({"partial": partial[0]} if partial else {})}
+    lists = checksum("".join(str(row.get("prompt_list")) for row in rows).encode())[:8]
+    found = {"name": name, "group": group, **_mean(mean), "prompt_list": lists}
+    return found | ({"partial": partial[0]} if partial else {})
 
 
 def as_there_are(folder: Path, asked: Sequence[Prompt], where: str) -> list[Prompt]:
@@ -145,11 +146,13 @@ def preference_rows(judge: str, said: Mapping[str, Said], reference: str) -> dic
 
     Errors of :func:`preference.rated`.
     """
-    by_prompt: dict[str, dict[str, list[float]]] = {}
+    by_prompt: dict[str, dict[str, list[float | None]]] = {}
     for name, one in said.items():
         own = by_prompt.setdefault(name, {})
         for shot, value in zip(one.shots, one.values, strict=True):
-            own.setdefault(shot.metadata["prompt"].strip(), []).append(float(value))
+            values = own.setdefault(shot.metadata["prompt"].strip(), [])
+            values += [None] * (shot.place + 1 - len(values))
+            values[shot.place] = float(value)
     found = {}
     for row in preference.rated(by_prompt, reference, preference.LOG_ODDS.get(judge)):
         common = {"group": OVERALL, "n": row["n"], "prompts": row["prompts"], "judge": judge, "reference": reference}
