@@ -4,8 +4,10 @@
 token is one latent pixel: 8 x 8 tokens of 48 numbers, which need a width of 64. Three words are held out; their
 letters are seen at their places, in other words.
 
-Result at depth 4 after 1,200 steps: EMA validation loss 0.317. The plates are there, with ink in their middle, but no
-letter can be read: scene-sign, scene-sign-soft and scene-geneval are 0, where true scenes have 1.
+After 1,200 steps there are plates, with scribble for ink: scene-sign-soft is 0. With eight words, three shapes, three
+colours and one background (``--set steps=2400 --set data.words=8 --set data.shapes=3 --set data.colors=3 --set
+data.backgrounds=1``, 7 minutes on a core) letters begin to be read: scene-sign-soft 0.19, chance 0.05, while no word is
+right in full; scene-geneval 0.02 (64 pictures of each task).
 """
 
 import ml_collections
