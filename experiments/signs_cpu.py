@@ -6,8 +6,8 @@ letters are seen at their places, in other words.
 
 After 1,200 steps there are plates, with scribble for ink: scene-sign-soft is 0. With eight words, three shapes, three
 colours and one background (``--set steps=2400 --set data.words=8 --set data.shapes=3 --set data.colors=3 --set
-data.backgrounds=1``, 21 minutes on a shared core) letters begin to be read: scene-sign-soft 0.19, chance 0.05, while no word is
-right in full; scene-geneval 0.02 (64 pictures of each task).
+data.backgrounds=1``, 21 minutes on a shared core) letters begin to be read: scene-sign-soft 0.19, chance 0.05, while
+no word is right in full; scene-geneval 0.02 (64 pictures of each task).
 """
 
 import ml_collections
