@@ -22,7 +22,10 @@ from sd3_jax.overlays import resolve
 
 SETTINGS = {"signs_cpu": {}, "scenes_gpu": {"data.words": 32}}  # 32 px in the middle of a grid, 64 px anywhere
 NUMBER, SEED = 200, 20261125  # of these tests alone: the judge was made looking at others
-settings = pytest.mark.parametrize("name", SETTINGS)
+settings = pytest.mark.parametrize(
+    "name",
+    ["signs_cpu", pytest.param("scenes_gpu", marks=pytest.mark.slow)],  # seconds for each at 64 px
+)
 
 
 @functools.lru_cache
@@ -134,6 +137,7 @@ def test_a_plate_is_its_letters_cell_by_cell(name) -> None:
     assert (len(corners) == 1) == (data.layout == "grid")
 
 
+@pytest.mark.slow
 def test_signs_are_drawn_in_buckets_of_other_sides() -> None:
     data, size = setting("scenes_gpu").data, (48, 80)
     key = scenes.example_key(0, scenes.TRAIN, 0, 3)
@@ -292,7 +296,7 @@ def test_objects_beside_a_sign_and_signs_beside_objects_are_refused(name) -> Non
         assert not (apart[i] and scene_judge.judge(asked[i], found)[1].correct)
 
 
-@pytest.mark.parametrize("how, floor", [("noise 8", 0.98), ("noise 16", 0.9)])
+@pytest.mark.parametrize("how, floor", [pytest.param("noise 8", 0.98, marks=pytest.mark.slow), ("noise 16", 0.9)])
 def test_noisy_signs_at_64_px_are_still_read(how, floor) -> None:
     asked, images, _ = drawn("scenes_gpu")
     noise = np.random.default_rng(2).normal(0, float(how.split()[1]), images.shape)
@@ -310,6 +314,7 @@ def test_the_other_tasks_are_judged_as_without_signs(name) -> None:
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_of_signs_stand_beside_genevals_six() -> None:
     config = setting("signs_cpu")
     ceilings = truth.ceilings(config.data, config.model.latent_channels, 8)
