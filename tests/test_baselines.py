@@ -58,6 +58,7 @@ def close(ours: jax.Array, theirs: np.ndarray, tolerance: float = 1e-5) -> bool:
 # --- sets of weights: equal weights must make equal networks ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dit_is_mmdit_whose_sets_are_equal() -> None:
     """One set of weights given to both streams of an MM-DiT makes the same function (paper section 5.2.3)."""
     shared, arguments = random_params(RIVALS["DiT"]), inputs(TWO_SETS)

@@ -82,6 +82,7 @@ def first_loss(config: RunConfig, params: dict) -> float:
     return float(jax.jit(make_step(config, 8))(make_begin(config, 8)(params), examples)[1]["loss"])
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_the_sources_function(source: Path) -> None:
     config = from_source(source, seed=7)
     mesh = sharding.make_mesh(config.mesh, config.batch)

@@ -142,6 +142,7 @@ def test_a_run_on_a_prepared_set_learns_resumes_and_knows_its_set(tmp_path: Path
         train(encoded(moved, manifest, steps=9), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_whose_directory_was_lost_knows_its_set_from_where_its_checkpoints_are(tmp_path: Path) -> None:
     manifest = noise_set(tmp_path / "set")
     overlay = {"checkpoint_root": str(tmp_path / "bucket")}

@@ -232,6 +232,7 @@ def test_the_same_seed_gives_the_same_net_and_another_another() -> None:
     assert not np.array_equal(params["words"], other["words"])
 
 
+@pytest.mark.slow
 def test_rewards_do_not_depend_on_the_chunk_or_on_how_the_pictures_come() -> None:
     params, _ = trained()
     clean, _, words = right_and_noisy(300, 0.3)

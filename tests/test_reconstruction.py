@@ -121,6 +121,7 @@ def test_a_broken_autoencoder_is_one_line(trained: Path, tmp_path: Path, how: st
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_commands_train_one_and_put_it_beside_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()

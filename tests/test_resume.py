@@ -134,6 +134,7 @@ def test_a_longer_run_goes_on_and_another_run_is_refused(finished: Path, tmp_pat
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_divergence_stops_the_run_says_why_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     config = tiny(checkpoint_seconds=0.0, **{"optimizer.learning_rate": 10.0, "optimizer.clip_norm": 0, "steps": 400})
     config = overlays.resolve(configs.to_dict(config), {"model.qk_norm": False, "optimizer.drops": [[5, 1e30]]})

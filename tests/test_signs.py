@@ -253,6 +253,7 @@ def test_signs_with_one_letter_wrong_are_refused(name) -> None:
 
 
 @settings
+@pytest.mark.slow
 def test_letters_between_two_are_refused(name) -> None:
     """Half of one letter and half of another: no picture is both CAT and CAR, or either."""
     data = setting(name).data

@@ -15,6 +15,7 @@ from sd3_jax.training.step import init_params, make_model
 fresh_params = jax.jit(lambda model: init_params(model, jax.random.key(0)), static_argnums=0)
 
 
+@pytest.mark.slow
 def test_a_model_that_says_zero_scores_the_targets_own_size() -> None:
     """v = 0 has the loss E||eps - x0||^2 at every level: the same for all of them but for their noise."""
     config = tiny(**{"evaluation.examples": 40})
