@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_likeness import draw_pictures
-from tiny_torch import PROMPTS, randomise, save_encoders
+from tiny_torch import PROMPTS, randomise, save_encoders, texts_of
 
 from sd3_jax.cli import main
 from sd3_jax.data import examples, frozen
@@ -37,20 +37,8 @@ def parts(pipeline: Path) -> list[frozen.TextEncoder]:
 def released(folder: Path) -> Any:
     """The pipeline itself, with encoders alone."""
     import diffusers
-    import transformers
 
-    own = {
-        name: getattr(transformers, kind).from_pretrained(folder / name)
-        for name, kind in (
-            ("text_encoder", "CLIPTextModelWithProjection"),
-            ("text_encoder_2", "CLIPTextModelWithProjection"),
-            ("text_encoder_3", "T5EncoderModel"),
-            ("tokenizer", "CLIPTokenizer"),
-            ("tokenizer_2", "CLIPTokenizer"),
-            ("tokenizer_3", "T5TokenizerFast"),
-        )
-    }
-    return diffusers.StableDiffusion3Pipeline(transformer=None, scheduler=None, vae=None, **own)
+    return diffusers.StableDiffusion3Pipeline(transformer=None, scheduler=None, vae=None, **texts_of(folder))
 
 
 def told(pipe: Any, prompts: Sequence[str], length: int = 77) -> tuple[np.ndarray, np.ndarray]:

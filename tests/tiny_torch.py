@@ -90,21 +90,11 @@ def save_encoders(folder: Path) -> None:
         vae.save_pretrained(folder / name)
 
 
-def save_transformer(folder: Path) -> None:
-    """What is lacking of a pipeline then: the network, its scheduler, and the index."""
-    import diffusers
-    import torch
+def texts_of(folder: Path) -> dict[str, Any]:
+    """The text encoders and tokenizers of a folder, by the names that a pipeline has for them."""
     import transformers
 
-    torch.manual_seed(1)
-    net = diffusers.SD3Transformer2DModel(
-        sample_size=4, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, joint_attention_dim=96, caption_projection_dim=32, pooled_projection_dim=80,
-        pos_embed_max_size=8,
-    )  # fmt: skip
-    randomise(torch, net)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    parts = {
+    return {
         name: getattr(transformers, kind).from_pretrained(folder / name)
         for name, kind in (
             ("text_encoder", "CLIPTextModelWithProjection"),
@@ -115,5 +105,22 @@ def save_transformer(folder: Path) -> None:
             ("tokenizer_3", "T5TokenizerFast"),
         )
     }
+
+
+def save_transformer(folder: Path) -> None:
+    """What is lacking of a pipeline then: the network, its scheduler, and the index."""
+    import diffusers
+    import torch
+
+    torch.manual_seed(1)
+    net = diffusers.SD3Transformer2DModel(
+        sample_size=4, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
+        num_attention_heads=4, joint_attention_dim=96, caption_projection_dim=32, pooled_projection_dim=80,
+        pos_embed_max_size=8,
+    )  # fmt: skip
+    randomise(torch, net)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae")
-    diffusers.StableDiffusion3Pipeline(transformer=net, scheduler=scheduler, vae=vae, **parts).save_pretrained(folder)
+    diffusers.StableDiffusion3Pipeline(
+        transformer=net, scheduler=scheduler, vae=vae, **texts_of(folder)
+    ).save_pretrained(folder)
