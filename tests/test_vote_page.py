@@ -138,6 +138,10 @@ class Rater:
         self.page.clock.fast_forward(300)  # a second key so soon would be taken for part of the first
         return self.page.get_attribute("body", "data-ready")
 
+    def sent(self) -> None:
+        """Once the server has every vote: the page goes on before it has."""
+        self.page.wait_for_selector("#unsaved:empty", state="attached", timeout=10_000)
+
     def shown(self) -> tuple[str, str]:
         """The tokens of the pictures, left and right."""
         left, right = (self.page.get_attribute(f"#{side} img", "src") for side in ("left", "right"))
@@ -194,6 +198,8 @@ def test_two_raters_at_once_one_of_whom_reloads(rater, site) -> None:
             assert "3 of 7 answered" in ann.text("#count")
     assert len(questions) == 3
     assert "7 votes are counted, 0 pairs were skipped" in ann.text("#summary")
+    ann.sent()
+    bob.sent()
     rows = site.rows()
     assert len(rows) == 14
     assert {(row["rater"], row["winner"]) for row in rows} == {("ann", "a"), ("bob", "b")}
@@ -218,6 +224,7 @@ def test_a_hostile_caption_is_text(rater, site) -> None:
     assert seen == set(CAPTIONS)
     assert not ann.page.evaluate("() => 'hurt' in window")
     assert not ann.said
+    ann.sent()
     assert {row["rater"] for row in site.rows()} == {ann.name}
     assert {row["winner"] for row in site.rows()} == {"tie"}
 
@@ -245,6 +252,7 @@ def test_a_double_click_is_one_vote_and_an_undone_one_is_asked_again(rater, site
         ann.page.keyboard.down("ArrowDown")  # held: repeats
     ann.wait(second)
     assert "2 of 7 answered" in ann.text("#count")
+    ann.sent()
     answers = votes.standing(site.rows())
     assert [row["winner"] for row in answers] == ["skip", "tie"]
     given = [row["winner"] for row in site.rows()]
@@ -257,13 +265,14 @@ def test_votes_wait_for_a_server_that_is_away_and_are_counted_once(rater, site) 
     ann = rater(site.url, "ann")
     ann.enter()
     second = ann.press("ArrowLeft")
+    ann.sent()
     ann.context.set_offline(True)
     ann.page.keyboard.press("ArrowRight")
     ann.page.wait_for_selector("#unsaved:has-text('1 not saved yet')")
     assert len(site.rows()) == 1
     ann.context.set_offline(False)
     ann.page.clock.fast_forward(2100)
-    ann.page.wait_for_selector("#unsaved:empty", state="attached")
+    ann.sent()
     assert len(site.rows()) == 2
     third = ann.wait(second)
     assert not ann.page.locator(".lost:visible").count()  # what was lost meanwhile is there again
@@ -285,6 +294,7 @@ def test_a_picture_that_is_lost_can_only_be_skipped(rater, site, pictures) -> No
     ann.page.wait_for_timeout(100)
     assert ann.page.get_attribute("body", "data-ready") == before
     ann.press("s")
+    ann.sent()
     assert [row["winner"] for row in site.rows()] == ["skip"]
 
 
