@@ -91,6 +91,11 @@ def score(
             _real(system, asked)  # or it is said now
     parts = _parts(asked)
     lists = {system.name: [_prompts(system, part, asked) for part in parts] for system in found}  # or it is said now
+    whom = found[0].name
+    if "preference" in asked.suites and len(found) > 1:
+        whom = _reference(found, reference)
+        at = [part.suite for part in parts].index("preference")
+        _sharing({name: own[at][0] for name, own in lists.items()}, whom)
     rows: list[dict[str, Any]] = []
     rated: dict[str, dict[str, Said]] = {}  # of each judge of preference and system, what it said
     for system in found:
@@ -104,32 +109,46 @@ def score(
         if "fidelity" in asked.suites:
             rows += _fidelity(system, asked, progress)
     if rated and len(found) > 1:
-        rows += _compared(found, rated, rows, reference)
+        rows += _compared(found, rated, rows, whom)
     return rows
+
+
+def _reference(found: Sequence[System], reference: Path | None) -> str:
+    """Whom the others are compared with, by name; the first unless told. Raises UserError for one that is not there."""
+    if reference is None:
+        return found[0].name
+    chosen = [system for system in found if system.path.resolve() == reference.resolve()]
+    if not chosen:
+        raise UserError(f"--reference {reference}: is not one of the targets")
+    return chosen[0].name
+
+
+def _sharing(lists: Mapping[str, Sequence[Prompt]], whom: str) -> None:
+    """Raises UserError for a system that has fewer than two prompts in common with the one it is compared with."""
+    texts = {name: {prompt.text.strip() for prompt in own} for name, own in lists.items()}
+    for name, own in texts.items():
+        shared = len(own & texts[whom])
+        if name != whom and shared < 2:
+            said = f"{name} and {whom}: have {shared} of their prompts in common, and are compared on two or more"
+            raise UserError(f"{said}; --prompts FILE says the same ones for all")
 
 
 def _compared(
     found: Sequence[System],
     rated: Mapping[str, Mapping[str, Said]],
     scores: Sequence[Mapping[str, Any]],
-    reference: Path | None,
+    whom: str,
 ) -> list[dict[str, Any]]:
-    """Win rates against one system, the first unless named, and Elo scores of all, by each judge of preference.
+    """Win rates against one system, and Elo scores of all, by each judge of preference.
 
     ``scores`` of the systems by these judges say what they are of; where one is partial, so is every comparison.
     """
-    whom = found[0]
-    if reference is not None:
-        chosen = [system for system in found if system.path.resolve() == reference.resolve()]
-        if not chosen:
-            raise UserError(f"--reference {reference}: is not one of the targets")
-        whom = chosen[0]
     by_name = {system.name: system for system in found}
     rows = []
     for judge, said in rated.items():
         theirs = {row["run"]: row for row in scores if row["name"] == judge and row["group"] == OVERALL}
         partial = next(({"partial": row["partial"]} for row in theirs.values() if "partial" in row), {})
-        for name, own in suites.preference_rows(judge, said, whom.name).items():
+        for name, own in suites.preference_rows(judge, said, whom).items():
             what = {key: theirs[name][key] for key in ("digest", "prompt_list")} | partial
             rows += systems.write(by_name[name], [row | what for row in own])
     return rows
@@ -236,8 +255,14 @@ def _real(system: System, asked: Asked) -> Path:
 def _fidelity(system: System, asked: Asked, progress: Progress) -> list[dict[str, Any]]:
     """Distances of a system's pictures from real ones, measured once for each content of both."""
     real = _real(system, asked)
-    wanted = _prompts(system, _Part("fidelity", []), asked)[0] if system.draws else []
-    sources = [between.find(_draw(system, wanted, progress)), between.find(real)]
+    wanted, texts, problems = list[Prompt](), None, list[str]()
+    if system.draws or asked.prompts is not None:
+        wanted, where = _prompts(system, _Part("fidelity", []), asked)
+    folder = _draw(system, wanted, progress)
+    if wanted:
+        there = suites.find(folder, wanted, where)
+        texts, problems = {shot.path: shot.metadata["prompt"] for shot in there.shots}, there.problems
+    sources = [between.find(folder, texts), between.find(real)]
     content = {"pictures": sources[0].content(), "reference_pictures": sources[1].content()}
     known = records.read_scores(system.out / systems.SCORES)[0]
     rows = []
@@ -248,6 +273,7 @@ def _fidelity(system: System, asked: Asked, progress: Progress) -> list[dict[str
         if not own:
             with progress(f"{system.name}, {extractor.name}", sum(source.total for source in sources)) as report:
                 measured = [between.measure(source, extractor, report) for source in sources]
+            measured[0] = measured[0]._replace(problems=[*problems, *measured[0].problems])
             found = between.rows(sources, measured, extractor)
             listed = {"prompt_list": prompts.fingerprint(wanted)} if wanted else {}
             own = [row | content | listed for row in found if row.get("of") in (None, str(sources[0].path))]

@@ -38,12 +38,22 @@ def find(path: Path, sampler: Sampler, step: int | None = None, out: Path | None
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; expected a run, a pipeline of diffusers or a folder of pictures")
+    if out is not None:
+        _holds_no_other(out, path)
     if pipelines.is_pipeline(path):
-        return _pipeline(path, sampler, out or path)
-    if (path / "config.json").is_file():
-        return _run(path, sampler, step, out or path)
-    name = path.resolve().name
-    return System(name, path, out or path, {}, lambda asked, report: path, draws=False)
+        found = _pipeline(path, sampler, out or path)
+    elif (path / "config.json").is_file():
+        found = _run(path, sampler, step, out or path)
+    else:
+        found = System(path.resolve().name, path, out or path, {}, lambda asked, report: path, draws=False)
+    return found._replace(setting={**found.setting, "target": str(path.resolve())}) if out is not None else found
+
+
+def _holds_no_other(out: Path, path: Path) -> None:
+    """Raises UserError if the scores in ``out`` are of another target: a directory's scores are of one system."""
+    others = {row["target"] for row in records.read_scores(out / SCORES)[0] if "target" in row} - {str(path.resolve())}
+    if others:
+        raise UserError(f"--out {out}: has the scores of {min(others)}; name another directory for those of {path}")
 
 
 def _run(run_dir: Path, sampler: Sampler, step: int | None, out: Path) -> System:

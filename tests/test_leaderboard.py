@@ -121,6 +121,16 @@ def test_other_scores_are_a_table_of_their_own(tmp_path: Path) -> None:
     assert cells == [["system", "pickscore", "compbench color"], ["run", "21.000±0.100", "0.400"]]
 
 
+def test_elo_scores_among_other_systems_are_not_in_one_column(tmp_path: Path) -> None:
+    row = {"name": "pickscore-elo", "group": "overall", "value": 1000.0, "se": 5.0, "reference": "x"}
+    paths = {name: write(tmp_path / name, [row | {"compared": ["x", name]}]) for name in ("one", "two")}
+    assert leaderboard.others(leaderboard.load(paths)) == [
+        ["system", "pickscore-elo among x, one", "pickscore-elo among x, two"],
+        ["one", "1000±5", ""],
+        ["two", "", "1000±5"],
+    ]
+
+
 def test_scores_of_other_prompts_or_against_others_are_not_in_one_column(tmp_path: Path) -> None:
     def rows(value: float, reference: str, *lists: str) -> list[dict[str, Any]]:
         same: dict[str, Any] = {"group": "overall", "value": value, "se": 0.1}

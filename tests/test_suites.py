@@ -11,7 +11,7 @@ from PIL import Image
 
 from sd3_jax import records
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import coco, compbench_files, prompts, scorer, suites
+from sd3_jax.evaluation import coco, compbench_files, features, prompts, scorer, suites
 from sd3_jax.evaluation.scorer import Scorer
 from sd3_jax.scorers import choose
 
@@ -257,6 +257,63 @@ def test_prompts_of_a_file_are_those_that_count(sd3: Any, judged_by_shade: None,
     result = call(sd3, "evaluate", tmp_path / "flat", "--suite", "preference", "--prompts", file)
     assert (result.status, result.stderr.count("\n")) == (2, 1)
     assert "00002.png: is of no prompt" in result.stderr
+
+
+def test_scores_of_two_systems_are_never_put_into_one_directory(
+    sd3: Any, judged_by_shade: None, tmp_path: Path
+) -> None:
+    for name in ("one", "other"):
+        write_folder(tmp_path / name, ["a cat", "a dog"], images=1)
+    ask = ("--suite", "preference", "--out", tmp_path / "out")
+    assert call(sd3, "evaluate", tmp_path / "one", *ask).status == 0
+    before = (tmp_path / "out" / "evals.jsonl").read_text()
+    result = call(sd3, "evaluate", tmp_path / "other", *ask)
+    assert (result.status, result.stderr.count("\n")) == (2, 1)
+    assert f"out: has the scores of {tmp_path / 'one'}; name another directory" in result.stderr
+    assert (tmp_path / "out" / "evals.jsonl").read_text() == before
+    assert call(sd3, "evaluate", tmp_path / "one" / ".." / "one", *ask).status == 0  # by another way to it
+
+
+def test_systems_that_share_no_prompts_are_told_before_any_is_judged(
+    sd3: Any, judged_by_shade: None, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "one", ["a cat", "a dog"], images=1)
+    write_folder(tmp_path / "other", ["a cat", "a car"], images=1)
+    result = call(sd3, "evaluate", tmp_path / "one", tmp_path / "other", "--suite", "preference")
+    assert (result.status, result.stderr.count("\n")) == (2, 1)
+    assert "other and one: have 1 of their prompts in common, and are compared on two or more" in result.stderr
+    assert not (tmp_path / "one" / scorer.FILE).exists()
+
+
+def test_a_flat_folder_with_a_list_of_prompts_has_a_clip_score(
+    sd3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By features in which a picture is its mean colour: cat's is red, dog's green, and the second picture is blue."""
+
+    def embed(images: Sequence[np.ndarray]) -> np.ndarray:
+        rows = np.stack([image.mean(axis=(0, 1)) for image in images])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def texts(wanted: Sequence[str]) -> np.ndarray:
+        return np.eye(3)[[["a cat", "a dog"].index(text) for text in wanted]]
+
+    monkeypatch.setattr(features, "load", lambda spec: features.Extractor("clip", "1", embed, texts))
+    for name in ("one", "real"):
+        for number, place in enumerate((0, 2, 1)):
+            path = tmp_path / name / f"{number:05d}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.full((24, 24, 3), 255 * np.eye(3)[place], np.uint8)).save(path)
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\na dog\n")
+    ask = ("evaluate", tmp_path / "one", "--suite", "fidelity", "--real", tmp_path / "real", "--prompts", file)
+    assert call(sd3, *ask).status == 2  # the third picture is of no prompt
+    (tmp_path / "one" / "00002.png").unlink()
+    result = call(sd3, *ask)
+    assert result.status == 0, result.stderr
+    rows = {row["name"]: row for row in records.read_scores(tmp_path / "one" / "evals.jsonl")[0]}
+    assert (rows["clip-score"]["value"], rows["clip-score"]["prompts"]) == (50, 2)
+    assert rows["clip-score"]["prompt_list"] == rows["kid-clip"]["prompt_list"]
+    assert (rows["kid-clip"]["n"], rows["kid-clip"]["reference_n"]) == (2, 3)
 
 
 def test_distances_are_measured_once_for_each_content(

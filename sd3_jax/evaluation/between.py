@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,11 +46,14 @@ class Measured(NamedTuple):
     clip: geneval.Mean | None
 
 
-def find(path: Path) -> Source:
+def find(path: Path, texts: Mapping[Path, str] | None = None) -> Source:
     """The set that a folder holds: a prepared set's held-out pictures, GenEval's samples, or any pictures below it.
 
-    A prepared set gives what its autoencoder gives back. Raises UserError for a folder without pictures.
+    A prepared set gives what its autoencoder gives back. With ``texts``, the pictures that these are prompts of make
+    the set. Raises UserError for a folder without pictures.
     """
+    if texts is not None:
+        return _of_files(path, list(texts.items()))
     if not path.is_dir():
         raise UserError(f"{path}: no such folder of pictures")
     if (path / MANIFEST).is_file():
@@ -60,6 +63,11 @@ def find(path: Path) -> Source:
     files = [(file, _prompt(root.parent) if asked else None) for root in roots for file in _files(root)]
     if not files:
         raise UserError(f"{path}: holds no pictures ({', '.join(pictures.SUFFIXES)}) and no prepared set ({MANIFEST})")
+    return _of_files(path, files)
+
+
+def _of_files(path: Path, files: Sequence[tuple[Path, str | None]]) -> Source:
+    """A set of files, each with its prompt where that is known."""
 
     def read(problems: list[str]) -> Iterator[Shown]:
         for file, prompt in files:
