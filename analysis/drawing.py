@@ -6,7 +6,6 @@ Figures use matplotlib's ``Figure`` and no pyplot, so that they draw the same in
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,13 +58,8 @@ def save(figure: Figure, numbers: Mapping[str, Any], out_stem: str | Path) -> li
     written = []
     for suffix, options in ((".png", {"dpi": 200}), (".pdf", {"metadata": {"CreationDate": None}})):
         path = stem.with_name(stem.name + suffix)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with matplotlib.rc_context(STYLE):
-                figure.savefig(temporary, format=suffix[1:], **options)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with records.whole(path) as temporary, matplotlib.rc_context(STYLE):
+            figure.savefig(temporary, format=suffix[1:], **options)
         written.append(path)
     path = stem.with_name(stem.name + ".json")
     records.write_atomic(path, json.dumps(jsonable(numbers), indent=1, allow_nan=False) + "\n")

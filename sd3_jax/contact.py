@@ -3,7 +3,6 @@
 import functools
 import io
 import operator
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,12 +79,8 @@ def _figure(images: list[np.ndarray], kept: list[np.ndarray], captions: list[str
 def _save(figure: Figure, out: Path) -> None:
     FigureCanvasAgg(figure)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with records.whole(out) as temporary:
+        figure.savefig(temporary, dpi=150, format=out.suffix[1:] or "png")
 
 
 def reconstructions(codecs: Sequence[ImageCodec], images: UInt8[np.ndarray, "n H W 3"], out: Path) -> None:

@@ -11,8 +11,6 @@ A folder is made whole, beside the target, and renamed; until then nothing is ch
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -252,10 +250,6 @@ def _check_target(target: Path) -> None:
 def _whole(target: Path, build: Callable[[Path], None]) -> None:
     """Build a folder beside its place, then put it there; a failure leaves nothing."""
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}")
-    try:
+    with records.whole(target.absolute()) as temporary:
         temporary.mkdir()
         build(temporary)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sd3_jax import records
 from sd3_jax.errors import LeaseLost, UserError
 
 LEASE_SECONDS = float(os.environ.get("SD3_JAX_LEASE_SECONDS", "90"))
@@ -100,7 +101,7 @@ def claim(run_dir: Path, watch: Watch) -> Lease | None:
     Raises UserError where this user may not claim.
     """
     folder = run_dir / FOLDER
-    temporary = folder / f".{os.getpid()}-{threading.get_ident()}"
+    temporary = records.beside(folder / "claim")
     try:
         if watch.is_alive(run_dir):
             return None

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,21 +51,36 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
+def beside(path: Path) -> Path:
+    """A hidden name next to ``path`` that nobody else has: containers that share a disk share process numbers too."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place to make a file or a folder at, which then takes the place of ``path``; of a failure nothing is left."""
+    temporary = beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):  # where nothing can be written, there is nothing
+                temporary.unlink()
+
+
 def write_atomic(path: Path, content: str | bytes, check: Check = _free) -> None:
     """Replace ``path`` by ``content`` so that a reader, or a crash, sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole(path) as temporary:
             with open(temporary, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             check()
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):  # where nothing can be written, there is nothing
-                temporary.unlink()
 
 
 def append(path: Path, row: Mapping[str, Any], check: Check = _free) -> None:

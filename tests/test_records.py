@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,38 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, mo
         records.write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_writers_at_once_leave_one_whole_file_though_they_share_a_process_number(tmp_path: Path) -> None:
+    """Threads do; so do containers, each of which counts its processes from 1."""
+    path, both = tmp_path / "file", threading.Barrier(2)
+
+    def write(letter: bytes) -> None:
+        for _ in range(20):
+            with records.whole(path) as temporary, open(temporary, "wb") as file:
+                both.wait(timeout=10)
+                file.write(letter * 500)
+                file.flush()
+                file.write(letter * 500)
+
+    writers = [threading.Thread(target=write, args=(letter,)) for letter in (b"a", b"b")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert path.read_bytes() in (b"a" * 1000, b"b" * 1000)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_is_not_finished_leaves_nothing(tmp_path: Path) -> None:
+    def build() -> None:
+        with records.whole(tmp_path / "out") as temporary:
+            (temporary / "inner").mkdir(parents=True)
+            (temporary / "inner" / "file").write_text(str(1 // 0))
+
+    with pytest.raises(ZeroDivisionError):
+        build()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_belongs_to_one_run(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from sd3_jax.data.examples import Manifest, Shard
+from sd3_jax.records import whole
 
 OPTIONS = "group_size:1,uncompressed"  # one record to a chunk: any one is read alone, and latents do not compress
 CHECK_BYTES = 4  # CRC-32 at the end of each record
@@ -41,25 +42,21 @@ class Written(NamedTuple):
 
 def write(path: Path, records: Iterable[bytes]) -> Written:
     """Write a shard whole or not at all; equal records give equal bytes. A full disk is an OSError naming ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        writer, count = ArrayRecordWriter(str(temporary), OPTIONS), 0
-        for record in records:
-            writer.write(record + zlib.crc32(record).to_bytes(CHECK_BYTES, "little"))
-            count += 1
-        writer.close()
-        if len(_Reader(temporary)) != count:  # the writer says nothing of a full disk
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        written = Written(count, *sums(temporary))
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            writer, count = ArrayRecordWriter(str(temporary), OPTIONS), 0
+            for record in records:
+                writer.write(record + zlib.crc32(record).to_bytes(CHECK_BYTES, "little"))
+                count += 1
+            writer.close()
+            if len(_Reader(temporary)) != count:  # the writer says nothing of a full disk
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            written = Written(count, *sums(temporary))
     except RuntimeError as error:  # the writer's word for a disk that is full or failing
         raise OSError(errno.EIO, str(error).partition(" writing")[0].partition(";")[0], str(path)) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return written
 
 

@@ -7,7 +7,6 @@ their prompt: ``00007.png``, or ``00007_0002.png`` for the third of several.
 import io
 import json
 import math
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -31,15 +30,11 @@ def image_path(out: Path, folder: int, index: int) -> Path:
 
 def write_png(path: Path, image: UInt8[np.ndarray, "H W 3"], length: float | None = None) -> None:
     """Write a picture whole or not at all, with the length of its latent's path if there is one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     said = PngImagePlugin.PngInfo()
     if length is not None:
         said.add_text(LENGTH, f"{length:.4g}")
-    try:
+    with records.whole(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG", pnginfo=said)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Read(NamedTuple):

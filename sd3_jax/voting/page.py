@@ -4,9 +4,7 @@ import base64
 import functools
 import hashlib
 import json
-import os
 import re
-import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,15 +50,11 @@ def export(ballot: Ballot, folder: Path) -> None:
     """
     if folder.exists():
         raise UserError(f"{folder}: exists already; export to a new folder")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
+    with records.whole(folder) as temporary:
         (temporary / PICTURES).mkdir(parents=True)
         for token, picture in ballot.pictures.items():
             (temporary / PICTURES / token).write_bytes(picture_bytes(picture))
         records.write_atomic(temporary / "index.html", standalone(ballot.shown()))
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def standalone(shown: dict[str, Any]) -> str:
