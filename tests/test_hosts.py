@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,26 @@ def test_a_supervisor_that_is_told_to_stop_lets_its_turn_save(tmp_path: Path) ->
     process.terminate()
     assert "Stopped: stopped by SIGTERM" in process.communicate(timeout=30)[1]
     assert (tmp_path / "script").read_text() == "0"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_turn_that_begins_as_its_supervisor_is_told_to_stop_is_stopped_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    begun: list[subprocess.Popen] = []
+    start = subprocess.Popen
+
+    def told_meanwhile(*arguments: Any, **options: Any) -> subprocess.Popen:
+        begun.append(start(*arguments, **options))
+        while not (tmp_path / "hangs").exists():
+            time.sleep(0.01)
+        signal.raise_signal(number)
+        return begun[0]
+
+    monkeypatch.setattr(subprocess, "Popen", told_meanwhile)
+    with pytest.raises((Stopped, KeyboardInterrupt)):
+        supervise(turns(tmp_path, "hang 0"), tmp_path)
+    assert [process.poll() for process in begun] == [42]
 
 
 def test_who_spans_hosts_is_said_by_launchers_users_and_slices() -> None:

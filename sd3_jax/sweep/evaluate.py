@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sd3_jax import flops, records
 from sd3_jax.errors import UserError
-from sd3_jax.sweep.run import stoppable, worker_environments
+from sd3_jax.sweep.run import worker_environments
+from sd3_jax.sweep.stopping import held, stoppable
 
 LOG = "evaluate.log"
 Command = Callable[[Sequence[Path]], list[str]]  # runs -> argv of the process that evaluates them
@@ -58,7 +59,7 @@ def evaluate(
     with stoppable():
         try:
             for share, environment in zip(shares, environments, strict=True):
-                with open(share[0] / LOG, "wb") as log:
+                with open(share[0] / LOG, "wb") as log, held():
                     children.append(
                         subprocess.Popen(
                             command(share),

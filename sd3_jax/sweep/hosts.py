@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from sd3_jax.errors import Stopped
-from sd3_jax.sweep.run import GRACE_SECONDS, stoppable, worker_environments
+from sd3_jax.sweep.run import GRACE_SECONDS, worker_environments
 from sd3_jax.sweep.status import EXIT_STOPPED
+from sd3_jax.sweep.stopping import held, stoppable
 
 EXIT_AGAIN = 43  # of a turn: its cell has ended, and there may be another
 EXIT_BROKEN = 44  # of a turn: another of its processes is gone
@@ -34,11 +35,14 @@ def supervise(turn: Sequence[str], runs_dir: Path) -> int:
     with stoppable():
         while True:
             began = time.monotonic()
-            process = subprocess.Popen(turn, stdin=subprocess.DEVNULL, env=environ, start_new_session=True)
+            process = None
             try:
+                with held():
+                    process = subprocess.Popen(turn, stdin=subprocess.DEVNULL, env=environ, start_new_session=True)
                 status = process.wait()
             finally:
-                _stop(process)
+                if process is not None:
+                    _stop(process)
             if status in (EXIT_STOPPED, -signal.SIGTERM):
                 raise Stopped("told to stop; the same command goes on")
             if status not in (EXIT_AGAIN, EXIT_BROKEN) and status >= 0:

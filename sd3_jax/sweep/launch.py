@@ -13,8 +13,9 @@ from pathlib import Path
 from sd3_jax.errors import RunFailed
 from sd3_jax.experiments import find_sweep
 from sd3_jax.sweep import jobset, slurm, spec, tpu_vm
-from sd3_jax.sweep.run import stoppable, worker_environments
+from sd3_jax.sweep.run import worker_environments
 from sd3_jax.sweep.status import read_state, summary
+from sd3_jax.sweep.stopping import held, stoppable
 from sd3_jax.sweep.submission import RESTARTS, Submission, check, command, runs_dir
 
 _GRACE_SECONDS = 30.0  # for a worker to stop its cells, which has a grace of its own
@@ -69,7 +70,8 @@ def _run_here(submission: Submission) -> str:
         try:
             for number, environment in enumerate(worker_environments(submission.count, runs)):
                 log = folder / f"worker-{number}.log"
-                workers.append(_Local(_start(argv, environment, log), environment, log))
+                with held():
+                    workers.append(_Local(_start(argv, environment, log), environment, log))
             print(f"{len(workers)} workers at work; logs in {folder}", file=sys.stderr)
             while [worker for worker in workers if _runs_on(worker, argv, submission.restarts)]:
                 time.sleep(0.2)
@@ -111,7 +113,8 @@ def _runs_on(worker: _Local, argv: list[str], restarts: int) -> bool:
     if status in RESTARTS and worker.restarts < restarts:
         worker.restarts += 1
         print(f"{worker.log.stem}: exit status {status}, started again", file=sys.stderr)
-        worker.process = _start(argv, worker.environment, worker.log)
+        with held():
+            worker.process = _start(argv, worker.environment, worker.log)
         return True
     return status is None
 

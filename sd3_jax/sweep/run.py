@@ -16,18 +16,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sd3_jax import bucket, lease, platform, records, trackers
-from sd3_jax.errors import LeaseLost, Stopped, UserError
+from sd3_jax.errors import LeaseLost, UserError
 from sd3_jax.lease import Lease, Watch
 from sd3_jax.sweep.claims import Claim, claim_next
 from sd3_jax.sweep.plan import plan, speed
 from sd3_jax.sweep.spec import Cell
 from sd3_jax.sweep.status import EXIT_STOPPED, CellState, read_state
+from sd3_jax.sweep.stopping import held, stoppable
 
 Command = Callable[[Path, Path | None], list[str]]  # (run directory, parent's directory) -> argv
 GRACE_SECONDS = 120.0  # between asking a cell to stop, which saves a checkpoint, and stopping it
@@ -173,7 +173,8 @@ def _advance(
             return claim
         name, parent, slot = claim.cell.name, claim.cell.parent, free.pop(0)
         argv = command(runs_dir / name, runs_dir / parent if parent else None)
-        book.running[name] = _start(claim, argv, slots[slot], slot)
+        with held():
+            book.running[name] = _start(claim, argv, slots[slot], slot)
         book.tried.add(name)
     return True
 
@@ -261,29 +262,6 @@ def worker_environments(workers: int, runs_dir: Path) -> list[dict[str, str]]:
 def _shares(items: list[str], workers: int) -> list[str]:
     """Items dealt to workers, each at least one: ``["0", "1", "2"]`` to 2 gives ``["0,2", "1"]``."""
     return [",".join(items[worker::workers] or [items[worker % len(items)]]) for worker in range(workers)]
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the sweep as Ctrl-C does, unless the process was started to ignore them.
-
-    Raises Stopped then: what a launcher stopped, it is to start again.
-    """
-
-    def interrupt(signum: int, frame: object) -> None:
-        for number in previous:  # once is enough: a second would cut short how the cells are stopped
-            signal.signal(number, signal.SIG_IGN)
-        raise Stopped(f"stopped by {signal.Signals(signum).name}; the same command goes on")
-
-    previous: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:
-            previous[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
