@@ -54,6 +54,7 @@ def shift(
     return shifted
 
 
+@np.errstate(over="ignore", invalid="ignore")  # where two powers are all but one, what is not finite is left out
 def starts(
     log_features: Float[np.ndarray, "k n"],
     log_loss: Float[np.ndarray, " n"],

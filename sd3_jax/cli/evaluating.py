@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sd3_jax import bucket, overlays, platform, records, terminal
 from sd3_jax.cli import scoring
+from sd3_jax.cli.learning import due_steps, show_losses, show_memorised
 from sd3_jax.cli.options import JsonOption, SetOption, WorkersOption
 from sd3_jax.cli.pictures import (
     GridOption,
@@ -149,10 +150,10 @@ def evaluate(
     if paths:
         runs, folders = _sort(paths)
         if validation_loss is not None:
-            _losses(runs, folders, validation_loss, levels, sampler.weights, step, json_file)
+            show_losses(runs, folders, validation_loss, levels, sampler.weights, step, json_file)
             return
         if memorised:
-            _memorisation(runs, step, sampler, images_per_task, json_file)
+            show_memorised(runs, step, sampler, images_per_task, json_file)
             return
         judged = [row for folder in folders for row in _evaluate_folder(folder, experiment, set_, images_per_task)]
         if runs:
@@ -164,62 +165,6 @@ def evaluate(
     partial = next((row["partial"] for row in rows if row.get("partial")), None)
     if partial:
         raise UserError(f"{partial}: the scores are of the other pictures, and marked as partial")
-
-
-def _losses(
-    runs: list[Path],
-    folders: list[Path],
-    where: Path,
-    levels: str,
-    weights: Any,
-    steps: list[int] | None,
-    json_file: str | None,
-) -> None:
-    """The validation loss of runs on a prepared set, beside the one published number of its kind."""
-    from sd3_jax.evaluate import write_scores
-    from sd3_jax.evaluation import likeness
-
-    if levels not in ("every", "round-robin"):
-        raise UserError(f"--levels: {levels!r} is not one of every, round-robin")
-    if folders:
-        raise UserError(f"{folders[0]}: a folder of pictures has no loss; --validation-loss takes runs")
-    rows = []
-    for run, own in _due(runs, steps, None).items():
-        found = likeness.loss_rows(run, where, levels, weights, own)  # type: ignore[arg-type]
-        write_scores(run, found)
-        rows += [{"run": run.resolve().name, **row} for row in found]
-    cells = [["run", "step", "loss", "examples", *(f"t {k}/8" for k in range(8))]]
-    for row in rows:
-        each = [f"{row[f'loss_t{k}']:.4f}" for k in range(8)]
-        cells.append([row["run"], f"{row['step']:,}", f"{row['value']:.4f}±{row['se']:.4f}", f"{row['n']:,}", *each])
-    beside = (
-        "MLPerf Training's FLUX.1 target on COCO 2014, 29,696 pictures at 256 px, levels round-robin: 0.586. Only 16 "
-        "channels at f = 8 of about unit variance are on its scale."
-    )
-    terminal.show([terminal.chart(f"{weights} weights on {where}, {levels} level", cells), beside], rows, json_file)
-
-
-def _memorisation(
-    runs: list[Path], steps: list[int] | None, sampler: Any, captions: int, json_file: str | None
-) -> None:
-    """The share of captions whose pictures come out alike, by run."""
-    from sd3_jax.evaluate import write_scores
-    from sd3_jax.evaluation import likeness, memorisation
-
-    rows = []
-    for run, own in _due(runs, steps, None).items():
-        with progress(run.resolve().name, 2 * len(own) * captions * memorisation.EACH) as report:
-            found = [likeness.memorisation_row(run, step, sampler, captions, report) for step in own]
-        write_scores(run, found)
-        rows += [{"run": run.resolve().name, **row} for row in found]
-    cells = [["run", "step", "memorised", "of held out", "near the trained", "of held out", "captions"]]
-    for row in rows:
-        shares = [f"{100 * row[key]:.1f} %" for key in ("value", "chance", "near", "near_held_out")]
-        cells.append([row["run"], f"{row['step']:,}", *shares, str(row["prompts"])])
-    title = (
-        f"{memorisation.CLIQUE} of {memorisation.EACH} pictures of a caption within {memorisation.NEAR} of one another"
-    )
-    terminal.show(terminal.chart(title, cells), rows, json_file)
 
 
 def _evaluate_runs(
@@ -240,7 +185,7 @@ def _evaluate_runs(
     if reference is not None:
         whom = next((run for run in runs if run.resolve() == reference.resolve()), reference)
         runs = runs if whom in runs else [*runs, *_with_checkpoints([reference])]
-    due = _due(runs, steps, whom)
+    due = due_steps(runs, steps, whom)
     if protocol == "table1" and not steps:
         due = {run: [evaluation.best_step(run)] for run in due}
     requests = [request] if protocol is None else evaluation.protocol(protocol, request)
@@ -278,27 +223,6 @@ def _evaluate_runs(
         if row.get("step") in own and any(evaluation.is_drawn_so(row, one) for one in asked[run])
         if row.get("reference") in (None, label)
     ]
-
-
-def _due(runs: list[Path], steps: list[int] | None, reference: Path | None) -> dict[Path, list[int]]:
-    """Which steps of each run are evaluated: those that are due, or those asked for that have a checkpoint."""
-    from sd3_jax.evaluate import due_steps
-    from sd3_jax.evaluation.generate import steps_saved
-
-    if not steps:
-        return {run: due_steps(run) for run in runs}
-    found = {run: sorted(set(steps) & set(steps_saved(run))) for run in runs}
-    for run, own in found.items():
-        if not own and run == reference:
-            found[run] = due_steps(run)[-1:]
-        elif not own:
-            lacking = f"{run}: has no checkpoint of step {', '.join(map(str, steps))}"
-            if len(runs) == 1:
-                raise UserError(f"{lacking}; there are {', '.join(map(str, steps_saved(run)))}")
-            print(f"note: {lacking}, and is left out", file=sys.stderr)
-    if not any(found.values()):
-        raise UserError(f"{runs[0]}: has no checkpoint of step {', '.join(map(str, steps))}, nor has any other run")
-    return {run: own for run, own in found.items() if own}
 
 
 def _options(request: Any) -> list[str]:
