@@ -164,7 +164,12 @@ def _plus_minus(value: float | None, error: float | None) -> str:
 def _sampler(row: Mapping[str, Any]) -> str:
     if "guidance" not in row:
         return "value±standard error"
-    return f"{row['steps']} {row['sampler']} steps, guidance {row['guidance']:g}, {row['weights']} weights"
+    said = [f"{row['steps']} {row['sampler']} steps", f"guidance {row['guidance']:g}", f"{row['weights']} weights"]
+    said += [f"shift {row['shift']:g}"] if row.get("shift", 1.0) != 1.0 else []
+    said += [f"{row['grid']} grid"] if "grid" in row else []
+    said += [f"seed {row['seed']}"] if row.get("seed") else []
+    said += [f"without {', '.join(row['without'])}"] if row.get("without") else []
+    return ", ".join(said)
 
 
 def chart(title: str, cells: Sequence[Sequence[str]]) -> Table:
