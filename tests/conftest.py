@@ -10,7 +10,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # in a worker it is there: wo
     _cache = tempfile.TemporaryDirectory(prefix="sd3_jax_tests_", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+    # Programs here are tiny and run a few times: they cost their compilation, which unoptimised takes half as long.
+    _flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flags}".strip()
 
 collect_ignore = ["make_fixtures.py"]  # a script that needs torch and diffusers, not a module of doctests
 

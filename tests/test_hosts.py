@@ -84,8 +84,12 @@ def test_a_turn_that_begins_as_its_supervisor_is_told_to_stop_is_stopped_too(
         return begun[0]
 
     monkeypatch.setattr(subprocess, "Popen", told_meanwhile)
-    with pytest.raises((Stopped, KeyboardInterrupt)):
-        supervise(turns(tmp_path, "hang 0"), tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background shells have it ignored
+    try:
+        with pytest.raises((Stopped, KeyboardInterrupt)):
+            supervise(turns(tmp_path, "hang 0"), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [process.poll() for process in begun] == [42]
 
 
