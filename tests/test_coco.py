@@ -24,6 +24,7 @@ def test_the_list_is_the_published_one_by_its_numbers_and_by_prompts_that_are_kn
     drawn = {row["prompt"] for row in rows}
     assert {" ".join(prompt.split()) for prompt in PUBLISHED.split(";")} <= drawn
     assert len(drawn) == 553
+    assert sum(len(json.dumps(row)) + 1 for row in rows) == 85_209  # characters of the published file
 
 
 def test_metadata_has_the_evaluators_keys_in_its_order_and_says_what_the_prompt_says() -> None:
