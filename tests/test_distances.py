@@ -131,7 +131,7 @@ def test_kid_is_the_double_sum_over_torch_fidelitys_subsets():
         one = x[numbers.choice(30, 11, replace=False)].astype(np.float64)
         expected.append(direct(one, y[numbers.choice(24, 11, replace=False)].astype(np.float64), polynomial))
     found = distances.kid(x, y, subsets=4, size=11)
-    assert found == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-6)
+    assert (found.value, found.deviation) == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-6)
     assert math.isnan(distances.kid(x[:1], y).value)
 
 
@@ -152,6 +152,17 @@ def test_kid_is_without_bias():
         for _ in range(2000)
     ]
     assert abs(np.mean(found) - truth) < 3 * np.std(found) / math.sqrt(len(found))
+
+
+@pytest.mark.parametrize("size", [40, 1000])  # subsets, or the whole sets again and again
+def test_kids_error_is_how_far_it_is_off(size):
+    numbers, shift = np.random.default_rng(2), 0.8
+    found = [
+        distances.kid(normal(120, 4, numbers), shift + normal(90, 4, numbers), subsets=20, size=size)
+        for _ in range(300)
+    ]
+    deviation = np.std([one.value for one in found])
+    assert np.median([one.se for one in found]) == pytest.approx(deviation, rel=0.2)
 
 
 def unit(rows):

@@ -18,6 +18,9 @@ ROOT = Path(__file__).parent.parent / "sd3_jax"
 # How often a true scene answers another caption of its task, of all shapes and colours; with three of each by 8 to 3.
 CHANCE = {"single_object": 0.17, "two_object": 0.06, "counting": 0.08, "colors": 0.05, "position": 0.04,
           "color_attr": 0.02}  # fmt: skip
+# How many captions of a task one picture answers, the luckiest of twelve, of three shapes.
+LUCKIEST = {"single_object": 0.3, "two_object": 0.2, "counting": 0.12, "colors": 0.05, "position": 0.08,
+            "color_attr": 0.02}  # fmt: skip
 
 
 @pytest.mark.parametrize("task", CHANCE)
@@ -32,14 +35,13 @@ def test_true_scenes_of_other_captions_are_right_no_oftener_than_by_chance(task:
 
 
 def test_one_good_picture_for_every_prompt_wins_nothing() -> None:
-    """It is right where it happens to be, so as chance is; and it is as far from true scenes as a collapse."""
+    """It is right where it happens to be, the luckiest too; and it is as far from true scenes as a collapse."""
     name = "scenes_cpu"
-    for task in CHANCE:
+    for task, most in LUCKIEST.items():
         asked, found = drawn(name, task)[1], found_in(name, task)
-        own = scores.measure(asked, np.arange(len(asked)), [found[0]] * len(asked))
-        strict = own.own[:, scores.MEASURES.index("strict")].mean()
-        chance = own.chance[:, scores.MEASURES.index("strict")].mean()
-        assert strict == pytest.approx(chance, abs=0.03)
+        for one in found[:12]:
+            own = scores.measure(asked, np.arange(len(asked)), [one] * len(asked))
+            assert own.own[:, scores.MEASURES.index("strict")].mean() <= most
     images = np.concatenate([drawn(name, task)[2] for task in CHANCE])
     features = fidelity.scene_features(images)
     half = len(features) // 2

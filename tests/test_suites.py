@@ -393,7 +393,7 @@ def test_compbench_scores_categories_and_answers_in_upstreams_files(
     (samples / "a red cup and a blue dog_000003.png").unlink()
     result = call(sd3, *ask)
     assert (result.status, result.stderr.count("\n")) == (2, 1)
-    assert "1 pictures are missing" in result.stderr
+    assert "1 pictures of 1 prompts are missing" in result.stderr
     answers = json.loads((tmp_path / "sys" / "compbench" / "color" / "vqa_result.json").read_text())
     assert [row["question_id"] for row in answers] == [number for number in range(20) if number != 3]
 

@@ -16,7 +16,7 @@ _SHOWN = 5  # unreadable pictures that are named
 _WORDS = {
     "fd": "Frechet (biased upwards)",
     "fd-extrapolated": "Frechet, extrapolated",
-    "kid": "KID (±: of subsets)",
+    "kid": "KID",
     "cmmd": "CMMD (biased upwards)",
     "cmmd-unbiased": "CMMD, unbiased",
 }

@@ -163,7 +163,7 @@ def _batches(shown: Iterator[Shown]) -> Iterator[list[Shown]]:
 def rows(sources: Sequence[Source], measured: Sequence[Measured], extractor: Extractor) -> list[dict[str, Any]]:
     """Every distance of two sets in these features, and each set's CLIP score, each with its error and numbers.
 
-    ``se`` is a standard error, of KID the deviation of its subsets. Names say the features.
+    ``se`` is a standard error. Names say the features.
     """
     one, other = (each.gathered for each in measured)
     plain = distances.frechet_of(one, other)
@@ -172,7 +172,15 @@ def rows(sources: Sequence[Source], measured: Sequence[Measured], extractor: Ext
     found: list[tuple[str, float, float, dict[str, Any]]] = [
         ("fd", plain.value, plain.se, {}),
         ("fd-extrapolated", far.value, far.se, {"linear": far.linear}),
-        ("kid", kernel.value, kernel.se, {"subset": min(distances.SUBSET, len(one.rows), len(other.rows))}),
+        (
+            "kid",
+            kernel.value,
+            kernel.se,
+            {
+                "subset": min(distances.SUBSET, len(one.rows), len(other.rows)),
+                "subset_deviation": kernel.deviation,
+            },
+        ),
     ]
     if extractor.name == "clip":
         discrepancy = distances.cmmd(one.rows, other.rows)

@@ -61,7 +61,7 @@ def load(spec: str) -> Extractor:
         raise UserError(f"--features {spec}: is not one of {', '.join(SPECS)}")
     folder = Path(rest)
     files = weights.files_of(folder, kind)
-    return (_inception if kind == "inception" else _transformers)(kind, folder, files)
+    return _inception(kind, folder, files) if kind == "inception" else _transformers(kind, folder)
 
 
 def _scene(spec: str, side: str) -> Extractor:
@@ -135,7 +135,7 @@ def _network(
 # --- transformers ---------------------------------------------------------------------------------------------------
 
 
-def _transformers(kind: str, folder: Path, files: Sequence[Path]) -> Extractor:
+def _transformers(kind: str, folder: Path) -> Extractor:
     torch, library, net, device = weights.load(folder, kind, "AutoModel", _KINDS[kind])
     processor = weights.read(library.AutoImageProcessor, folder, backend="pil")
 
@@ -159,4 +159,4 @@ def _transformers(kind: str, folder: Path, files: Sequence[Path]) -> Extractor:
             rows.append(getattr(out, "pooler_output", out).float().cpu().numpy())
         return np.concatenate(rows)
 
-    return Extractor(kind, weights.digest(files), embed, texts if kind == "clip" else None)
+    return Extractor(kind, weights.digest(weights.settling(folder)), embed, texts if kind == "clip" else None)

@@ -35,21 +35,24 @@ def settings(folder: Path, steps: int, guidance: float, seed: int, without: Sequ
     Raises UserError for a folder that is none, or one without weights as safetensors.
     """
     try:
-        name = json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"]
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        name = index["_class_name"]
         scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
         sampler = scheduler["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         name = sampler = None
     if not isinstance(name, str) or not isinstance(sampler, str):
         raise UserError(f"{folder}: is no pipeline of diffusers with a scheduler ({INDEX}, scheduler/)")
-    files = sorted(folder.rglob("*.safetensors"))
-    if not files:
+    parts = [folder / part for part in sorted(index) if (folder / part).is_dir()]
+    if not any(any(part.glob("*.safetensors")) for part in parts):
         raise UserError(f"{folder}: has no weights as .safetensors; a pickle (.bin, .pt, .pth) is not read, convert it")
     if unknown := [one for one in without if one != "t5"]:
         raise UserError(f"without {unknown[0]}: of a pipeline t5 alone can be left out")
+    if without and "text_encoder_3" not in index:
+        raise UserError(f"{folder}: without t5: {name} has no T5 that it can do without, as SD3's text_encoder_3 is")
     return {
         "pipeline": name,
-        "model": weights.digest(files),
+        "model": weights.digest([folder / INDEX, *(file for part in parts for file in weights.settling(part))]),
         "sampler": sampler,
         "steps": steps,
         "guidance": guidance,

@@ -172,12 +172,12 @@ def _each_once(path: Path, found: list[tuple[int, Prompt]]) -> list[Prompt]:
     """Raises UserError if there is no prompt, or the same one twice, with their lines."""
     where: dict[str, int] = {}
     for number, prompt in found:
-        if prompt.text in where:
-            first = where[prompt.text]
+        if prompt.text.strip() in where:
+            first = where[prompt.text.strip()]
             raise UserError(
                 f"{path}:{number}: the prompt of line {first} again: {prompt.text!r}; each may be given once"
             )
-        where[prompt.text] = number
+        where[prompt.text.strip()] = number
     if not found:
         raise UserError(f"{path}: holds no prompt; expected a caption a line, such as 'a photo of a red square'")
     return [prompt for _, prompt in found]
@@ -186,7 +186,7 @@ def _each_once(path: Path, found: list[tuple[int, Prompt]]) -> list[Prompt]:
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number of each line that is not empty, and an object with its ``prompt``."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # with the mark that some editors put first
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text") from None
     if path.suffix == ".tsv":

@@ -33,20 +33,27 @@ def find(folder: Path, asked: Sequence[Prompt], where: str) -> Pictures:
     ``where`` the prompts are from is said in errors. Raises UserError for a folder without any of these.
     """
     texts = [prompt.text.strip() for prompt in asked]
-    found = folders.pictures_of(folder, texts, where)
-    shots, problems, surplus = [], [], 0
-    for number, prompt in enumerate(asked):
-        paths = found.get(number, [])
-        shots += [Shot(path, number, prompt.metadata, folders.index_of(path)) for path in paths[: prompt.images]]
-        surplus += max(0, len(paths) - prompt.images)
-    short = [number for number, prompt in enumerate(asked) if len(found.get(number, [])) < prompt.images]
-    if short:
-        lacking = sum(asked[number].images for number in short) - sum(len(found.get(n, [])) for n in short)
-        first = texts[short[0]]
-        problems.append(f"{folder}: {lacking:,} pictures of {len(short):,} prompts are missing, first of {first!r}")
-    notes = [f"{folder}: {surplus:,} pictures more than are asked for of their prompts are left out"] if surplus else []
+    there = {
+        number: [Shot(path, number, asked[number].metadata, folders.index_of(path)) for path in paths]
+        for number, paths in folders.pictures_of(folder, texts, where).items()
+    }
+    found = _of_those_asked(folder, asked, there)
     others = folders.count_others(folder, texts)
-    notes += [f"{folder}: {others:,} prompts that are not of {where} are left out"] if others else []
+    notes = [f"{folder}: {others:,} prompts that are not of {where} are left out"] if others else []
+    return found._replace(notes=[*found.notes, *notes])
+
+
+def _of_those_asked(folder: Path, asked: Sequence[Prompt], there: Mapping[int, Sequence[Shot]]) -> Pictures:
+    """Of the pictures of each prompt, by its number, as many as are asked for; what is lacking, and what is left."""
+    own = [there.get(number, ()) for number in range(len(asked))]
+    shots = [shot for prompt, shots in zip(asked, own, strict=True) for shot in shots[: prompt.images]]
+    short = [(prompt, len(shots)) for prompt, shots in zip(asked, own, strict=True) if len(shots) < prompt.images]
+    problems, notes = [], []
+    if short:
+        lacking, first = sum(prompt.images - number for prompt, number in short), short[0][0].text.strip()
+        problems.append(f"{folder}: {lacking:,} pictures of {len(short):,} prompts are missing, first of {first!r}")
+    if surplus := sum(map(len, own)) - len(shots):
+        notes.append(f"{folder}: {surplus:,} pictures more than are asked for of their prompts are left out")
     return Pictures(shots, problems, notes)
 
 
@@ -61,9 +68,10 @@ def find_category(folder: Path, asked: Sequence[Prompt], category: str) -> Pictu
             raise UserError(f"{folder}: its pictures are numbered, but of which category? Those of {category}: {inner}")
         return find(inner if inner.is_dir() else folder, asked, f"category {category}")
     there = compbench_files.read_pictures(inner, [prompt.metadata for prompt in asked])
-    wanted = sum(prompt.images for prompt in asked)
-    lacking = [f"{inner}: {wanted - len(there):,} pictures are missing"] if len(there) < wanted else []
-    return Pictures([shot for _, shot in there], lacking, [])
+    found: dict[int, list[Shot]] = {}
+    for _, shot in there:
+        found.setdefault(shot.prompt, []).append(shot)
+    return _of_those_asked(inner, asked, found)
 
 
 def numbered(shots: Sequence[Shot], asked: Sequence[Prompt]) -> dict[int, Shot]:
@@ -146,13 +154,19 @@ def preference_rows(judge: str, said: Mapping[str, Said], reference: str) -> dic
 
     Errors of :func:`preference.rated`.
     """
-    by_prompt: dict[str, dict[str, list[float | None]]] = {}
+    there: dict[str, dict[str, dict[int, float]]] = {}  # of system, prompt and place
     for name, one in said.items():
-        own = by_prompt.setdefault(name, {})
         for shot, value in zip(one.shots, one.values, strict=True):
-            values = own.setdefault(shot.metadata["prompt"].strip(), [])
-            values += [None] * (shot.place + 1 - len(values))
-            values[shot.place] = float(value)
+            own = there.setdefault(name, {}).setdefault(shot.metadata["prompt"].strip(), {})
+            own[shot.place] = float(value)
+    places: dict[str, set[int]] = {}  # of each prompt, in any system
+    for texts in there.values():
+        for text, own in texts.items():
+            places.setdefault(text, set()).update(own)
+    by_prompt = {
+        name: {text: [own.get(place) for place in sorted(places[text])] for text, own in texts.items()}
+        for name, texts in there.items()
+    }
     found = {}
     for row in preference.rated(by_prompt, reference, preference.LOG_ODDS.get(judge)):
         common = {"group": OVERALL, "n": row["n"], "prompts": row["prompts"], "judge": judge, "reference": reference}

@@ -19,13 +19,19 @@ class Loaded(NamedTuple):
 
 
 def digest(files: Sequence[Path]) -> str:
-    """Of the bytes of files of weights, in the order that they are given in: sixteen hex digits."""
+    """Of the bytes of files, in the order that they are given in: sixteen hex digits."""
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 total.update(block)
     return total.hexdigest()[:16]
+
+
+def settling(folder: Path) -> list[Path]:
+    """The files of a folder that settle what comes out of it: weights, configuration, vocabulary."""
+    kinds = (".safetensors", ".json", ".txt", ".model")
+    return [path for path in sorted(folder.iterdir()) if path.suffix in kinds]
 
 
 def files_of(folder: Path, called: str) -> list[Path]:

@@ -47,7 +47,7 @@ def compbench_scorer(category: str, folders: Mapping[str, Path]) -> Scorer:
     def score(images: Images, prompts: Sequence[Mapping[str, Any]]) -> list[Any]:
         return [compbench.score(category, *pair, senses, parse) for pair in zip(images, prompts, strict=True)]
 
-    digests = [weights.digest(weights.files_of(path, FOLDERS[need])) for need, path in paths.items()]
+    digests = [weights.digest(weights.settling(path)) for path in paths.values()]
     read = [] if category in ("numeracy", "non_spatial") else [parse.name]
     return Scorer(_name(category, folders), ":".join([str(compbench.VERSION), *read, *digests]), score)
 

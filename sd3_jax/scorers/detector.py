@@ -52,7 +52,7 @@ def geneval(mask2former: Path, clip: Path) -> Scorer:
     ``clip``: one with a CLIP, GenEval's being ViT-L/14 of OpenAI. Raises UserError for other folders.
     """
     find, judge = load_mask2former(mask2former), features.load(f"clip={clip}")
-    digests = weights.digest(weights.files_of(mask2former, "mask2former")), judge.digest
+    digests = weights.digest(weights.settling(mask2former)), judge.digest
     tell = color_teller(judge)
 
     def score(images: Images, prompts: Sequence[Mapping[str, Any]]) -> list[Any]:

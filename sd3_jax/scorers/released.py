@@ -26,8 +26,7 @@ Theirs = tuple[str, Callable[[Any], Any]]  # the released name of a tensor of ou
 
 def digest(folder: Path) -> str:
     """Of a folder's weights, configuration and vocabulary, and of the version of these rules."""
-    files = (path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json", ".txt"))
-    return f"{RULES}:{weights.digest(list(files))}"
+    return f"{RULES}:{weights.digest(weights.settling(folder))}"
 
 
 def tensors_of(folder: Path, called: str) -> tuple[Path, dict[str, Any]]:
