@@ -69,7 +69,7 @@ def load(systems: Mapping[str, Path]) -> list[Entry]:
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], str]:
     """What scores are called, so that those of one name are on one scale: GenEval's are, of however many pictures."""
-    kinds = {"prompt_list": "on", "reference": "against", "compared": "among"}
+    kinds = {"prompt_list": "on", "reference": "against", "compared": "among", "digest": "by"}
 
     def said(row: Mapping[str, Any], key: str) -> str:
         return ", ".join(row[key]) if key == "compared" else str(row[key])
@@ -80,9 +80,10 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], s
     many = {one for one, number in Counter(value[:3] for value in values).items() if number > 1}
 
     def called(row: Mapping[str, Any]) -> str:
-        if is_official(row["name"]) or row["name"].startswith("scene-"):
+        if row["name"].startswith("scene-"):
             return row["name"]
-        own = [key for key in kinds if (row["name"], row["group"], key) in many and row.get(key) is not None]
+        told = ["digest"] if is_official(row["name"]) else list(kinds)
+        own = [key for key in told if (row["name"], row["group"], key) in many and row.get(key) is not None]
         return " ".join([row["name"], *(f"{kinds[key]} {said(row, key)}" for key in own)])
 
     return called

@@ -14,7 +14,7 @@ from typing import Any
 
 from sd3_jax import records
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import conditioning, generate, geneval, judged, likeness, prompts, truth
+from sd3_jax.evaluation import compbench_files, conditioning, generate, geneval, judged, likeness, prompts, truth
 from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.protocols import PROTOCOLS
 from sd3_jax.training import sharding
@@ -153,14 +153,24 @@ def is_drawn_so(row: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
     return all(row.get(name) == said.get(name) for name in (*_DRAWN, *said))
 
 
-def write_scores(run_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Put rows into a run's evals.jsonl, in place of older ones of the same score in the same setting."""
-    records.put_scores(run_dir / "evals.jsonl", rows, _key)
+def write_scores(run_dir: Path, rows: Iterable[Mapping[str, Any]], whole: bool = False) -> None:
+    """Put rows into a run's evals.jsonl, in place of older ones of the same score in the same setting.
+
+    ``whole``: they are all groups that a score has, and older ones of other groups go too.
+    """
+    records.put_scores(run_dir / "evals.jsonl", rows, _key, _family if whole else None)
 
 
 _DRAWN = ("sampler", "steps", "guidance", "shift", "weights", "seed", "grid", "without")
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    names = ("step", "name", "group", *_DRAWN, "prompt_list", "reference")
-    return tuple(json.dumps(row.get(name)) for name in names)
+    return (json.dumps(row["group"]), *_family(row))
+
+
+def _family(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the groups of a score have in common. The mean of T2I-CompBench's categories is one, of however many."""
+    drawn = ("step", *_DRAWN)
+    if row["name"].startswith("compbench") and row["group"] not in compbench_files.CATEGORIES:
+        return ("mean of compbench", *(json.dumps(row.get(name)) for name in drawn))
+    return tuple(json.dumps(row.get(name)) for name in ("name", *drawn, "prompt_list", "reference"))

@@ -189,15 +189,19 @@ def _is_score(row: Any) -> bool:
     return named and isinstance(row.get("value"), int | float) and not isinstance(row["value"], bool)
 
 
-def put_scores(path: Path, rows: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Hashable]) -> None:
-    """Write scores in place of older ones of the same key; other lines stay as they are.
+Key = Callable[[Mapping[str, Any]], Hashable]
+
+
+def put_scores(path: Path, rows: Iterable[Mapping[str, Any]], key: Key, family: Key | None = None) -> None:
+    """Write scores in place of older ones of the same key, or ``family``; other lines stay as they are.
 
     Any number of processes may do this at once: each holds the file's lock from reading to writing.
     """
     new = {key(row): dict(row) for row in rows}
+    families = {family(row) for row in new.values()} if family else set()
     with _locked(path):
         scores, others = read_scores(path)
-        kept = [row for row in scores if key(row) not in new]
+        kept = [row for row in scores if key(row) not in new and not (family and family(row) in families)]
         ordered = sorted([*kept, *new.values()], key=lambda row: row.get("step", 0))
         write_rows(path, ordered, others)
 

@@ -25,6 +25,8 @@ from sd3_jax.evaluation import (
     suites,
     upstream,
 )
+from sd3_jax.evaluation.between import Source
+from sd3_jax.evaluation.features import Extractor
 from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.evaluation.prompts import Prompt
 from sd3_jax.evaluation.scorer import Said, Scorer
@@ -86,9 +88,10 @@ def score(
 
     Judges of preference also compare the systems with one another, or with the one at ``reference``.
     """
-    if "fidelity" in asked.suites:
-        for system in found:
-            _real(system, asked)  # or it is said now
+    extractors, real = list[Extractor](), dict[str, Source]()
+    if "fidelity" in asked.suites:  # what is lacking is said now
+        extractors = [features.load(spec) for spec in asked.features]
+        real = {system.name: between.find(_real(system, asked)) for system in found}
     parts = _parts(asked)
     lists = {system.name: [_prompts(system, part, asked) for part in parts] for system in found}  # or it is said now
     whom = found[0].name
@@ -100,14 +103,15 @@ def score(
     rated: dict[str, dict[str, Said]] = {}  # of each judge of preference and system, what it said
     for system in found:
         for part, (wanted, where) in zip(parts, lists[system.name], strict=True):
+            if part.suite == "fidelity":
+                rows += _fidelity(system, wanted, where, extractors, real[system.name], progress)
+                continue
             own, said = _part(system, part, wanted, where, progress)
             rows += own
             for judge, one in said.items() if part.suite == "preference" else ():
                 rated.setdefault(judge, {})[system.name] = one
         if own := [row for row in rows if row["run"] == system.name and row["name"].startswith("compbench")]:
             rows += systems.write(system, [suites.overall_of_categories(own)])
-        if "fidelity" in asked.suites:
-            rows += _fidelity(system, asked, progress)
     if rated and len(found) > 1:
         rows += _compared(found, rated, rows, whom)
     return rows
@@ -176,6 +180,8 @@ def _parts(asked: Asked) -> list[_Part]:
                 found.append(_Part(suite, choose.preference(there)))
             case "typography":
                 found.append(_Part(suite, [choose.typography()]))
+            case "fidelity":
+                found.append(_Part(suite, []))
     return found
 
 
@@ -231,6 +237,8 @@ def _prompts(system: System, part: _Part, asked: Asked) -> tuple[list[Prompt], s
             found = suites.as_there_are(system.path, found, str(asked.prompts))
         return found, str(asked.prompts)
     if not system.draws:
+        if part.suite == "fidelity":
+            return [], "all its pictures"
         if not folders.says_prompts(system.path):
             raise UserError(f"{system.path}: does not say what its pictures are of; --prompts FILE does")
         return suites.own_prompts(system.path), "its own prompts"
@@ -252,30 +260,39 @@ def _real(system: System, asked: Asked) -> Path:
     return real
 
 
-def _fidelity(system: System, asked: Asked, progress: Progress) -> list[dict[str, Any]]:
-    """Distances of a system's pictures from real ones, measured once for each content of both."""
-    real = _real(system, asked)
-    wanted, texts, problems = list[Prompt](), None, list[str]()
-    if system.draws or asked.prompts is not None:
-        wanted, where = _prompts(system, _Part("fidelity", []), asked)
+def _fidelity(
+    system: System,
+    wanted: Sequence[Prompt],
+    where: str,
+    extractors: Sequence[Extractor],
+    real: Source,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Distances of a system's pictures from real ones, measured once for each content of both.
+
+    ``wanted`` are the prompts of its pictures; none: all the pictures that are there, whatever they are of.
+    """
     folder = _draw(system, wanted, progress)
+    texts, problems = None, list[str]()
     if wanted:
         there = suites.find(folder, wanted, where)
         texts, problems = {shot.path: shot.metadata["prompt"] for shot in there.shots}, there.problems
-    sources = [between.find(folder, texts), between.find(real)]
-    content = {"pictures": sources[0].content(), "reference_pictures": sources[1].content()}
+    sources = [between.find(folder, texts), real]
+    content = {
+        "pictures": sources[0].content(),
+        "reference_pictures": real.content(),
+        "prompt_list": prompts.fingerprint(wanted) if wanted else None,  # and with it, what of them is lacking
+    }
     known = records.read_scores(system.out / systems.SCORES)[0]
     rows = []
-    for spec in asked.features:
-        extractor = features.load(spec)
+    for extractor in extractors:
         said = content | {"features": extractor.name, "digest": extractor.digest}
-        own = [row for row in known if said.items() <= row.items()]
+        own = [row for row in known if all(row.get(key) == value for key, value in said.items())]
         if not own:
             with progress(f"{system.name}, {extractor.name}", sum(source.total for source in sources)) as report:
                 measured = [between.measure(source, extractor, report) for source in sources]
             measured[0] = measured[0]._replace(problems=[*problems, *measured[0].problems])
             found = between.rows(sources, measured, extractor)
-            listed = {"prompt_list": prompts.fingerprint(wanted)} if wanted else {}
-            own = [row | content | listed for row in found if row.get("of") in (None, str(sources[0].path))]
+            own = [row | content for row in found if row.get("of") in (None, str(sources[0].path))]
         rows += systems.write(system, own)
     return rows

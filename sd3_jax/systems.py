@@ -92,7 +92,7 @@ def write(system: System, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     """Put rows into the system's scores, in place of older ones of the same setting; they are returned as written."""
     written = [{**system.setting, **row} for row in rows]
     system.out.mkdir(parents=True, exist_ok=True)
-    write_scores(system.out, written)
+    write_scores(system.out, written, whole=True)
     return [{"run": system.name, **row} for row in written]
 
 

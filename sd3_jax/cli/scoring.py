@@ -94,18 +94,18 @@ def _recorded(pictures: Path, rows: Sequence[dict[str, Any]]) -> tuple[list[dict
 
     if said := pipelines.drawn(pictures):
         rows, out = [{**row, **said} for row in rows], pictures.resolve().parent.parent
-        write_scores(out, rows)
+        write_scores(out, rows, whole=True)
         return rows, out / systems.SCORES
     try:
         run, drawn = folders.drawn_by(pictures)
     except UserError:
         next(folders.read_folder(pictures))  # or it is no folder of pictures
-        write_scores(pictures, rows)
+        write_scores(pictures, rows, whole=True)
         return list(rows), pictures / systems.SCORES
     names = {"sampler", *Sampler.__dataclass_fields__}
     said = {key: value for key, value in drawn.items() if key in names}
     rows = [{"step": drawn["step"], **row, **said, "prompt_list": drawn.get("prompts")} for row in rows]
-    write_scores(run, rows)
+    write_scores(run, rows, whole=True)
     return rows, run / systems.SCORES
 
 

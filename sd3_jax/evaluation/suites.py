@@ -92,8 +92,10 @@ def overall_of_categories(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     mean = geneval.unweighted([Mean(row["value"], row["se"], row["n"], row["prompts"]) for row in rows])
     group = OVERALL if len(rows) == len(compbench_files.CATEGORIES) else f"mean of {len(rows)}"
     partial = [row["partial"] for row in rows if "partial" in row]
-    lists = checksum("".join(str(row.get("prompt_list")) for row in rows).encode())[:8]
-    found = {"name": name, "group": group, **_mean(mean), "prompt_list": lists}
+    of_all = {
+        key: checksum("".join(str(row.get(key)) for row in rows).encode())[:8] for key in ("prompt_list", "digest")
+    }
+    found = {"name": name, "group": group, **_mean(mean), **of_all}
     return found | ({"partial": partial[0]} if partial else {})
 
 
