@@ -465,19 +465,20 @@ def test_what_is_named_is_found_where_transformers_finds_it(owlv2: Path) -> None
 
 
 @pytest.mark.parity
-def test_nearness_is_the_networks_own_square_stretched_over_the_picture(dpt: Path) -> None:
+def test_nearness_is_what_the_network_sees_in_a_square_stretched_over_the_picture(dpt: Path) -> None:
     import torch
     import transformers
 
     net = transformers.DPTForDepthEstimation.from_pretrained(dpt).eval()
+    net.dpt.embeddings.image_size = (480, 480)
     depth = depths.load_dpt(dpt)
     for image in PICTURES:
         with torch.no_grad():
-            pixels = torch.from_numpy(prepared(image, (64, 64), [0.5] * 3, [0.5] * 3, "BICUBIC"))
+            pixels = torch.from_numpy(prepared(image, (480, 480), [0.5] * 3, [0.5] * 3, "BILINEAR"))
             near = net(pixel_values=pixels).predicted_depth[0].numpy().astype(float)
         near = (near - near.min()) / (near.max() - near.min())
-        rows, columns = (np.linspace(0, 63, number) for number in image.shape[:2])
-        expected = RegularGridInterpolator((np.arange(64), np.arange(64)), near)(
+        rows, columns = (np.linspace(0, 479, number) for number in image.shape[:2])
+        expected = RegularGridInterpolator((np.arange(480), np.arange(480)), near)(
             tuple(np.meshgrid(rows, columns, indexing="ij"))
         )
         found = depth(image)

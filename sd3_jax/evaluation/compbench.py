@@ -23,7 +23,7 @@ from sd3_jax.evaluation.compbench_files import CATEGORIES, PARTS
 from sd3_jax.evaluation.compbench_prompts import Parsed
 from sd3_jax.evaluation.geneval import Box, Detection, Mean
 
-VERSION = 1  # of the rules: scores of another version are not comparable
+VERSION = 2  # of the rules: scores of another version are not comparable
 OVERLAP = 0.1  # boxes that overlap more are not side by side
 BEFORE = 0.5  # boxes that overlap less are only partly before one another
 SAME = 0.9  # boxes that overlap, or contain each other, by more are one object

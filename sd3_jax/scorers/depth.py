@@ -4,13 +4,16 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from sd3_jax.evaluation import weights
 from sd3_jax.evaluation.compbench import Depth
 
+SIDE = 480  # of the square that T2I-CompBench shows it; it was trained on 384
+
 
 def load_dpt(folder: Path) -> Depth:
-    """Nearness of each pixel, 0 to 1 within a picture, which the network sees as a square of its own size.
+    """Nearness of each pixel, 0 to 1 within a picture, which the network sees as a square of 480 pixels.
 
     Raises UserError for a folder of something else.
     """
@@ -19,8 +22,9 @@ def load_dpt(folder: Path) -> Depth:
     loaded = weights.load(folder, "dpt", "DPTForDepthEstimation", ("dpt",), unused)
     torch, net = loaded.torch, loaded.net
     processor = weights.read(loaded.transformers.AutoImageProcessor, folder, backend="pil")
-    side = net.config.image_size
-    square = {"size": {"height": side, "width": side}, "keep_aspect_ratio": False, "ensure_multiple_of": 1}
+    square = {"size": {"height": SIDE, "width": SIDE}, "keep_aspect_ratio": False, "ensure_multiple_of": 1}
+    square |= {"resample": Image.Resampling.BILINEAR}
+    net.dpt.embeddings.image_size = (SIDE, SIDE)  # its table of positions is stretched over what it is given
 
     def depth(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
         given = processor(images=[image], input_data_format="channels_last", return_tensors="pt", **square)
