@@ -396,3 +396,15 @@ def test_contact_sheet(sd3, tmp_path):
     assert (code, out, err) == (0, "sub/x.png\n", "")
     assert (tmp_path / "sub/x.png").read_bytes().startswith(b"\x89PNG")
     assert tree(tmp_path) == ["sub", "sub/x.png"]
+
+
+def test_a_loop_that_orbax_finds_closed_is_no_line_of_ours_and_all_else_is_said() -> None:
+    program = (
+        "from sd3_jax.cli import main\n"
+        "class Late:\n    def __init__(self, said): self.said = said\n    def __del__(self): raise RuntimeError(self.said)\n"
+        "try: main(['--version'])\nexcept SystemExit: pass\n"
+        "Late('Event loop is closed')\nLate('something else')\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    assert "Event loop is closed" not in said
+    assert "RuntimeError: something else" in said

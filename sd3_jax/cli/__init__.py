@@ -6,7 +6,7 @@ JAX and the analysis are imported inside the commands that need them, so that th
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import absl.logging  # noqa: F401  its logger has a class of its own, if it is made first
 import typer
@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     for name in ("absl", "asyncio"):  # a full disk is one line of ours, and was three thousand of Orbax's
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
     try:
         app(args=None if arguments is None else list(arguments), prog_name="sd3-jax")
     except UserError as error:
@@ -90,6 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def _unraisable(found: Any) -> None:
+    """Orbax's threads may report to a loop that a failed save has closed: what failed is said in a line of ours."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _die(message: str, status: int = 2) -> NoReturn:
