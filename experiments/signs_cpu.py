@@ -4,10 +4,12 @@
 token is one latent pixel: 8 x 8 tokens of 48 numbers, which need a width of 64. Three words are held out; their
 letters are seen at their places, in other words.
 
-After 1,200 steps there are plates, with scribble for ink: scene-sign-soft is 0. With eight words, three shapes, three
-colours and one background (``--set steps=2400 --set data.words=8 --set data.shapes=3 --set data.colors=3 --set
-data.backgrounds=1``, 21 minutes on a shared core) letters begin to be read: scene-sign-soft 0.19, chance 0.05, while
-no word is right in full; scene-geneval 0.02 (64 pictures of each task).
+After 1,200 steps there are plates, with scribble for ink: scene-sign-soft is 0. Words are learnt where there are fewer
+of them, eight, with three shapes, three colours and one background: ``--set model.depth=6 --set steps=5000 --set
+data.words=8 --set data.shapes=3 --set data.colors=3 --set data.backgrounds=1``, 1.0e14 FLOPs. A third of the signs are
+then spelt right: scene-sign 0.33 +- 0.10 (chance 0.01), scene-sign-soft 0.69 +- 0.06 (chance 0.14); of the word that
+was held out no sign is right, and 0.31 of its letters are; scene-geneval 0.38 (``evaluate --images-per-task 64``). At
+3,800 steps they were 0.16 and 0.47, of depth 4 at 2,400 steps 0 and 0.19.
 """
 
 import ml_collections

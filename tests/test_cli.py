@@ -401,7 +401,8 @@ def test_contact_sheet(sd3, tmp_path):
 def test_a_loop_that_orbax_finds_closed_is_no_line_of_ours_and_all_else_is_said() -> None:
     program = (
         "from sd3_jax.cli import main\n"
-        "class Late:\n    def __init__(self, said): self.said = said\n    def __del__(self): raise RuntimeError(self.said)\n"
+        "class Late:\n    def __init__(self, said): self.said = said\n"
+        "    def __del__(self): raise RuntimeError(self.said)\n"
         "try: main(['--version'])\nexcept SystemExit: pass\n"
         "Late('Event loop is closed')\nLate('something else')\n"
     )
