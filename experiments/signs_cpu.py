@@ -15,33 +15,18 @@ was held out no sign is right, and 0.31 of its letters are; scene-geneval 0.38 (
 import ml_collections
 
 from sd3_jax.config import default_config
+from sd3_jax.experiments import load_experiment
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The setting that all depths share."""
     config = default_config()
-    config.model.depth = 4
+    config.update(load_experiment("scenes_cpu"))  # what is not named below is as there
     config.model.head_dim = 16
-    config.model.qk_norm = True
-    config.model.patch = 1
     config.model.latent_size = 8
     config.model.latent_channels = 48
-    config.model.text_tokens = 6
-    config.model.text_dim = 48
-    config.model.pooled_dim = 48
     config.data.image_size = 32
     config.data.downsample = 4
-    config.data.layout = "grid"
     config.data.grid = 4
-    config.data.shapes = 4
-    config.data.colors = 10
     config.data.words = 32
-    config.batch = 64
-    config.steps = 1200
-    config.optimizer.learning_rate = 4e-3
-    config.optimizer.reference_width = 64
-    config.optimizer.warmup_steps = 50
-    config.evaluation.examples = 256
-    config.evaluation.first_step = 100
-    config.checkpoint_seconds = 60.0
     return config

@@ -130,9 +130,7 @@ class DataConfig:
     words: int = _bounded(0, 0, 32)  # how many of signs.WORDS a seventh task, of signs, writes; 0: there is none
     color_jitter: float = _bounded(12.0, 0, 40)  # of 255, uniform, per channel and object
     buckets: tuple[tuple[int, ...], ...] = ()  # (height, width) in pixels: each step's batch is all of one; (): square
-    held_out: float = _bounded(
-        0.1, 0, 0.5
-    )  # share of (shape, colour) pairs, of relations and of words never trained on
+    held_out: float = _bounded(0.1, 0, 0.5)  # share of (shape, colour) pairs, relations and words never trained on
     text_parts: int = _bounded(3, 1, 8)  # frozen encoders that are dropped independently
     text_sequence: bool = False  # the last part is T5's, whose tokens follow the others' (model.clip_tokens of them)
     text_dropout: float = _bounded(0.464, 0, 1)  # probability for each part; 0.464**3 = 0.1

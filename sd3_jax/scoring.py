@@ -4,6 +4,7 @@ Judges are loaded once for all systems. What cannot be read or is missing of a s
 partial; nothing is drawn, judged or measured twice.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,7 +26,7 @@ from sd3_jax.evaluation import (
     suites,
     upstream,
 )
-from sd3_jax.evaluation.between import Source
+from sd3_jax.evaluation.between import Measured, Source
 from sd3_jax.evaluation.features import Extractor
 from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.evaluation.prompts import Prompt
@@ -88,10 +89,12 @@ def score(
 
     Judges of preference also compare the systems with one another, or with the one at ``reference``.
     """
-    extractors, real = list[Extractor](), dict[str, Source]()
+    extractors, real = list[Extractor](), dict[Path, _Real]()
     if "fidelity" in asked.suites:  # what is lacking is said now
         extractors = [features.load(spec) for spec in asked.features]
-        real = {system.name: between.find(_real(system, asked)) for system in found}
+        for path in {_real(system, asked) for system in found}:
+            source = between.find(path)
+            real[path] = _Real(source._replace(content=functools.cache(source.content)), {})
     parts = _parts(asked)
     lists = {system.name: [_prompts(system, part, asked) for part in parts] for system in found}  # or it is said now
     whom = found[0].name
@@ -104,7 +107,7 @@ def score(
     for system in found:
         for part, (wanted, where) in zip(parts, lists[system.name], strict=True):
             if part.suite == "fidelity":
-                rows += _fidelity(system, wanted, where, extractors, real[system.name], progress)
+                rows += _fidelity(system, wanted, where, extractors, real[_real(system, asked)], progress)
                 continue
             own, said = _part(system, part, wanted, where, progress)
             rows += own
@@ -156,6 +159,13 @@ def _compared(
             what = {key: theirs[name][key] for key in ("digest", "prompt_list")} | partial
             rows += systems.write(by_name[name], [row | what for row in own])
     return rows
+
+
+class _Real(NamedTuple):
+    """True pictures, and their features once they are measured, by the digest of what measured them."""
+
+    source: Source
+    measured: dict[str, Measured]
 
 
 class _Part(NamedTuple):
@@ -265,7 +275,7 @@ def _fidelity(
     wanted: Sequence[Prompt],
     where: str,
     extractors: Sequence[Extractor],
-    real: Source,
+    real: _Real,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Distances of a system's pictures from real ones, measured once for each content of both.
@@ -277,10 +287,10 @@ def _fidelity(
     if wanted:
         there = suites.find(folder, wanted, where)
         texts, problems = {shot.path: shot.metadata["prompt"] for shot in there.shots}, there.problems
-    sources = [between.find(folder, texts), real]
+    sources = [between.find(folder, texts), real.source]
     content = {
         "pictures": sources[0].content(),
-        "reference_pictures": real.content(),
+        "reference_pictures": real.source.content(),
         "prompt_list": prompts.fingerprint(wanted) if wanted else None,  # and with it, what of them is lacking
     }
     known = records.read_scores(system.out / systems.SCORES)[0]
@@ -289,10 +299,13 @@ def _fidelity(
         said = content | {"features": extractor.name, "digest": extractor.digest}
         own = [row for row in known if all(row.get(key) == value for key, value in said.items())]
         if not own:
-            with progress(f"{system.name}, {extractor.name}", sum(source.total for source in sources)) as report:
-                measured = [between.measure(source, extractor, report) for source in sources]
-            measured[0] = measured[0]._replace(problems=[*problems, *measured[0].problems])
-            found = between.rows(sources, measured, extractor)
+            key = f"{extractor.name}:{extractor.digest}"
+            due = sources if key not in real.measured else sources[:1]
+            with progress(f"{system.name}, {extractor.name}", sum(source.total for source in due)) as report:
+                measured = [between.measure(source, extractor, report) for source in due]
+            true = real.measured.setdefault(key, measured[-1])
+            ours = measured[0]._replace(problems=[*problems, *measured[0].problems])
+            found = between.rows(sources, [ours, true], extractor)
             own = [row | content for row in found if row.get("of") in (None, str(sources[0].path))]
         rows += systems.write(system, own)
     return rows

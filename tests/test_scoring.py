@@ -12,7 +12,7 @@ from test_suites import SHADE, call, judged_by_shade, write_folder, write_pictur
 from analysis import leaderboard
 from sd3_jax import records, systems
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import compbench_files, features, pipelines, prompts, suites, weights
+from sd3_jax.evaluation import between, compbench_files, features, pipelines, prompts, suites, weights
 from sd3_jax.evaluation.generate import Sampler
 from sd3_jax.evaluation.scorer import Scorer
 from sd3_jax.scorers import choose
@@ -212,12 +212,27 @@ def test_a_blank_makes_no_other_prompt(tmp_path: Path) -> None:
         prompts.read_texts(path, 1)
 
 
-def test_features_are_loaded_once_for_all_systems(sd3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = []
-    load = features.load
+def test_features_are_loaded_and_true_pictures_measured_once_for_all_systems(
+    sd3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    seen: list[str] = []
+    load, measure = features.load, between.measure
     monkeypatch.setattr(features, "load", lambda spec: loaded.append(spec) or load(spec))
+
+    def counted(source: between.Source, *rest: Any) -> between.Measured:
+        seen.append(source.path.name)
+        return measure(source, *rest)
+
+    monkeypatch.setattr(between, "measure", counted)
     for name in ("one", "two", "real"):
         write_folder(tmp_path / name, ["a cat", "a dog"], images=1, start=len(name))
     ask = ("evaluate", tmp_path / "one", tmp_path / "two", "--suite", "fidelity", "--real", tmp_path / "real")
     assert call(sd3, *ask).status == 0
     assert loaded == ["scene"]
+    assert sorted(seen) == ["one", "real", "two"]
+    apart = {row["name"]: row["value"] for row in records.read_scores(tmp_path / "two" / "evals.jsonl")[0]}
+    assert call(sd3, "distance", tmp_path / "two", tmp_path / "real", "--json", tmp_path / "x.json").status == 0
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert {"fd-scene", "kid-scene"} <= apart.keys()
+    assert apart == {row["name"]: row["value"] for row in rows if row["value"] is not None}

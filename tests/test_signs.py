@@ -374,6 +374,4 @@ def test_rapidocr_reads_true_signs_at_64_px() -> None:
 
     asked, images, _ = drawn("scenes_gpu")
     values = ocr().score(list(images), asked)
-    exact, close = (float(np.mean([value[key] for value in values])) for key in ("exact", "similarity"))
-    print(f"exact {exact:.3f}, similarity {close:.3f}")
-    assert exact >= 0.5
+    assert np.mean([value["exact"] for value in values]) >= 0.9
