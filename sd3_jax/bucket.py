@@ -6,11 +6,12 @@ is none without its rows; a machine that has none of them, or older ones, takes 
 """
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 from sd3_jax import config as configs
 from sd3_jax import records
@@ -21,7 +22,7 @@ ENDS = ("FAILED", "DONE")
 _PASSING = re.compile(
     r"UNAVAILABLE|DEADLINE_EXCEEDED|TransportError|ServerDisconnected|Connect(ion|or)|[Tt]ime(d )?out|\b50[0234]\b"
 )
-RECORDS = ("config.json", "lives.jsonl", "metrics.jsonl", "evals.jsonl", *records.MANIFESTS.values(), *ENDS)
+RECORDS = ("config.json", "lives.jsonl", "metrics.jsonl", *records.MANIFESTS.values(), *ENDS)
 
 
 def checkpoints(run_dir: Path, config: RunConfig) -> Path:
@@ -39,13 +40,14 @@ def is_bucket(place: Path | str) -> bool:
 
 
 def push(run_dir: Path, config: RunConfig) -> None:
-    """Copy the records to where the checkpoints are, and drop there what is here no more."""
+    """Copy the records to where the checkpoints are, and drop there what is here no more, or past what is here."""
     there = _place(run_dir, config)
     if there is None:
         return
     with _reachable(there):
         there.mkdir(parents=True, exist_ok=True)
-        for name in RECORDS:
+        _take_scores(there, run_dir, _progress(run_dir)[0])
+        for name in (*RECORDS, records.SCORES):
             if (run_dir / name).exists():
                 _write(there / name, (run_dir / name).read_bytes())
             elif (there / name).exists():
@@ -81,6 +83,39 @@ def pull(run_dir: Path, config: RunConfig) -> None:
                     (run_dir / record).unlink(missing_ok=True)
         elif any((run_dir / end).exists() and not (copy / end).exists() for end in ENDS):
             push(run_dir, config)
+        with _reachable(there):
+            _take_scores(there, run_dir, _progress(run_dir)[0])
+
+
+def put_scores(run_dir: Path, rows: Sequence[Mapping[str, Any]], whole: bool = False) -> None:
+    """Write scores where the checkpoints are too, as :func:`records.put_scores` does here, which comes first.
+
+    Where they cannot be written there now, a note says so. ``run_dir`` may be a folder of pictures: it has no other.
+    """
+    there = None
+    try:
+        if (run_dir / "config.json").exists() and (there := _place(run_dir, records.load_config(run_dir))):
+            with TemporaryDirectory() as temporary, _reachable(there):
+                source = there if (there / records.SCORES).exists() else run_dir
+                copy = Path(temporary) / records.SCORES
+                copy.write_bytes((source / records.SCORES).read_bytes())
+                records.put_scores(copy, rows, whole)
+                there.mkdir(parents=True, exist_ok=True)
+                _write(there / records.SCORES, copy.read_bytes())
+    except (Stopped, UserError) as error:
+        print(f"note: scores are in {run_dir / records.SCORES} alone: {error}", file=sys.stderr)
+
+
+def _take_scores(there: Path, run_dir: Path, last: int) -> None:
+    """Put the scores that are there, up to the step ``last``, in place of older ones here."""
+    if not (there / records.SCORES).exists():
+        return
+    with TemporaryDirectory() as temporary:
+        copy = Path(temporary) / records.SCORES
+        copy.write_bytes((there / records.SCORES).read_bytes())
+        rows = [row for row in records.read_scores(copy)[0] if row.get("step", 0) <= last]
+    if rows:
+        records.put_scores(run_dir / records.SCORES, rows, whole=True)
 
 
 def refuse_passing(there: Path, error: Exception) -> None:

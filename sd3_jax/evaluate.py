@@ -6,15 +6,14 @@ command again does only what is missing. What is found in a picture is kept besi
 """
 
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sd3_jax import records
+from sd3_jax import bucket, records
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import compbench_files, conditioning, generate, geneval, judged, likeness, prompts, truth
+from sd3_jax.evaluation import conditioning, generate, geneval, judged, likeness, prompts, truth
 from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.protocols import PROTOCOLS
 from sd3_jax.training import sharding
@@ -150,7 +149,7 @@ def setting(run_dir: Path, request: Request) -> dict[str, Any]:
 
 def is_drawn_so(row: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
     """Whether a row's pictures came to be in the :func:`setting` ``said``; what neither says is as usual."""
-    return all(row.get(name) == said.get(name) for name in (*_DRAWN, *said))
+    return all(row.get(name) == said.get(name) for name in (*records.DRAWN, *said))
 
 
 def write_scores(run_dir: Path, rows: Iterable[Mapping[str, Any]], whole: bool = False) -> None:
@@ -158,19 +157,6 @@ def write_scores(run_dir: Path, rows: Iterable[Mapping[str, Any]], whole: bool =
 
     ``whole``: they are all groups that a score has, and older ones of other groups go too.
     """
-    records.put_scores(run_dir / "evals.jsonl", rows, _key, _family if whole else None)
-
-
-_DRAWN = ("sampler", "steps", "guidance", "shift", "weights", "seed", "grid", "without")
-
-
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (json.dumps(row["group"]), *_family(row))
-
-
-def _family(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the groups of a score have in common. The mean of T2I-CompBench's categories is one, of however many."""
-    drawn = ("step", *_DRAWN)
-    if row["name"].startswith("compbench") and row["group"] not in compbench_files.CATEGORIES:
-        return ("mean of compbench", *(json.dumps(row.get(name)) for name in drawn))
-    return tuple(json.dumps(row.get(name)) for name in ("name", *drawn, "prompt_list", "reference"))
+    rows = list(rows)
+    records.put_scores(run_dir / records.SCORES, rows, whole)
+    bucket.put_scores(run_dir, rows, whole)

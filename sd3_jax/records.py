@@ -21,7 +21,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +32,10 @@ from sd3_jax.config import RunConfig
 from sd3_jax.errors import UserError
 from sd3_jax.flops import total_steps
 
+SCORES = "evals.jsonl"
 MANIFESTS = {"data": "data_manifest.json", "validation": "validation_manifest.json"}  # of prepared sets
 Status = Literal["waiting", "started", "done", "failed"]
+DRAWN = ("sampler", "steps", "guidance", "shift", "weights", "seed", "grid", "without")  # of a score: of what pictures
 Check = Callable[[], None]  # raises if this process may write no more: it has lost its lease
 
 
@@ -189,21 +191,31 @@ def _is_score(row: Any) -> bool:
     return named and isinstance(row.get("value"), int | float) and not isinstance(row["value"], bool)
 
 
-Key = Callable[[Mapping[str, Any]], Hashable]
+def put_scores(path: Path, rows: Iterable[Mapping[str, Any]], whole: bool = False) -> None:
+    """Write scores in place of older ones of the same score in the same setting; other lines stay as they are.
 
-
-def put_scores(path: Path, rows: Iterable[Mapping[str, Any]], key: Key, family: Key | None = None) -> None:
-    """Write scores in place of older ones of the same key, or ``family``; other lines stay as they are.
-
-    Any number of processes may do this at once: each holds the file's lock from reading to writing.
+    ``whole``: they are all groups that a score has, and older ones of other groups go too. Any number of processes may
+    do this at once: each holds the file's lock from reading to writing.
     """
-    new = {key(row): dict(row) for row in rows}
-    families = {family(row) for row in new.values()} if family else set()
+    new = {_key(row): dict(row) for row in rows}
+    families = {_family(row) for row in new.values()} if whole else set()
     with _locked(path):
         scores, others = read_scores(path)
-        kept = [row for row in scores if key(row) not in new and not (family and family(row) in families)]
+        kept = [row for row in scores if _key(row) not in new and _family(row) not in families]
         ordered = sorted([*kept, *new.values()], key=lambda row: row.get("step", 0))
         write_rows(path, ordered, others)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (json.dumps(row["group"]), *_family(row))
+
+
+def _family(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the groups of a score have in common. The mean of T2I-CompBench's categories is one, of however many."""
+    drawn = ("step", *DRAWN)
+    if row["name"].startswith("compbench") and (row["group"] == "overall" or row["group"].startswith("mean of ")):
+        return ("mean of compbench", *(json.dumps(row.get(name)) for name in drawn))
+    return tuple(json.dumps(row.get(name)) for name in ("name", *drawn, "prompt_list", "reference"))
 
 
 @contextmanager
@@ -215,7 +227,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def cut_after(run_dir: Path, step: int, check: Check = _free) -> None:
     """Drop the rows and pictures past ``step``, which a resumed run will make anew: a run never holds two histories."""
-    for name in ("metrics.jsonl", "evals.jsonl"):
+    for name in ("metrics.jsonl", SCORES):
         path = run_dir / name
         if path.exists():
             with _locked(path):

@@ -293,7 +293,7 @@ def _fidelity(
         "reference_pictures": real.source.content(),
         "prompt_list": prompts.fingerprint(wanted) if wanted else None,  # and with it, what of them is lacking
     }
-    known = records.read_scores(system.out / systems.SCORES)[0]
+    known = records.read_scores(system.out / records.SCORES)[0]
     rows = []
     for extractor in extractors:
         said = content | {"features": extractor.name, "digest": extractor.digest}

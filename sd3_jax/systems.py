@@ -15,8 +15,6 @@ from sd3_jax.evaluation import conditioning, generate, pipelines, prompts
 from sd3_jax.evaluation.generate import Report, Sampler
 from sd3_jax.evaluation.prompts import Prompt
 
-SCORES = "evals.jsonl"
-
 
 class System(NamedTuple):
     """Something that has pictures of prompts, or draws them."""
@@ -51,7 +49,9 @@ def find(path: Path, sampler: Sampler, step: int | None = None, out: Path | None
 
 def _holds_no_other(out: Path, path: Path) -> None:
     """Raises UserError if the scores in ``out`` are of another target: a directory's scores are of one system."""
-    others = {row["target"] for row in records.read_scores(out / SCORES)[0] if "target" in row} - {str(path.resolve())}
+    others = {row["target"] for row in records.read_scores(out / records.SCORES)[0] if "target" in row} - {
+        str(path.resolve())
+    }
     if others:
         raise UserError(f"--out {out}: has the scores of {min(others)}; name another directory for those of {path}")
 

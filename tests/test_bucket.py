@@ -21,6 +21,7 @@ from sd3_jax import bucket, records
 from sd3_jax import config as configs
 from sd3_jax.config import RunConfig
 from sd3_jax.errors import Stopped, UserError
+from sd3_jax.evaluate import write_scores
 from sd3_jax.train import train
 from sd3_jax.training import checkpoint
 
@@ -118,6 +119,58 @@ def test_an_end_that_a_kill_kept_from_being_copied_is_copied_later(tmp_path: Pat
     records.finish(run_dir, {"steps": 2})
     bucket.pull(run_dir, config)
     assert (tmp_path / "root" / "run" / "DONE").read_bytes() == (run_dir / "DONE").read_bytes()
+
+
+def score(step: int, value: float, **more: Any) -> dict[str, Any]:
+    return {"step": step, "name": "geneval", "group": "overall", "value": value, **more}
+
+
+def values(path: Path) -> dict[tuple[int, str], float]:
+    return {(row["step"], row["group"]): row["value"] for row in records.read_scores(path / "evals.jsonl")[0]}
+
+
+def test_scores_of_any_machine_are_there_and_no_older_copy_takes_their_place(tmp_path: Path) -> None:
+    config = tiny(steps=9, checkpoint_root=str(tmp_path / "root"))
+    trainer, judge, there = (tmp_path / name / "run" for name in ("a", "b", "root"))
+    life(trainer, config, 4)
+    bucket.push(trainer, config)
+    bucket.pull(judge, config)
+    assert not (judge / "evals.jsonl").exists()
+    write_scores(judge, [score(2, 0.1), score(4, 0.2), score(4, 0.25, group="two_object")], whole=True)
+    assert values(there) == values(judge) == {(2, "overall"): 0.1, (4, "overall"): 0.2, (4, "two_object"): 0.25}
+    write_scores(trainer, [score(3, 0.15)])  # who has none of the judge's
+    assert values(trainer) == {(3, "overall"): 0.15}
+    assert values(there) == values(judge) | values(trainer)
+    bucket.push(trainer, config)
+    assert values(trainer) == values(there) == values(judge) | {(3, "overall"): 0.15}
+    write_scores(judge, [score(4, 0.3)], whole=True)  # judged anew, of fewer groups
+    bucket.push(trainer, config)
+    assert values(trainer) == values(there) == {(2, "overall"): 0.1, (3, "overall"): 0.15, (4, "overall"): 0.3}
+    bucket.pull(judge, config)
+    assert values(judge) == values(there)
+
+
+def test_scores_past_where_a_run_goes_on_from_are_dropped_there_too(tmp_path: Path) -> None:
+    config = tiny(steps=9, checkpoint_root=str(tmp_path / "root"))
+    run_dir, there = tmp_path / "a" / "run", tmp_path / "root" / "run"
+    life(run_dir, config, 4)
+    bucket.push(run_dir, config)
+    write_scores(run_dir, [score(2, 0.1), score(4, 0.2)])
+    records.cut_after(run_dir, 2)
+    records.append(run_dir / "metrics.jsonl", {"split": "train", "step": 3})
+    bucket.push(run_dir, config)
+    assert values(run_dir) == values(there) == {(2, "overall"): 0.1}
+
+
+def test_scores_that_cannot_be_written_there_are_kept_here_and_a_note_says_so(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "root").write_text("a file")
+    config = tiny(steps=9, checkpoint_root=str(tmp_path / "root"))
+    life(tmp_path / "run", config, 4)
+    write_scores(tmp_path / "run", [score(4, 0.2)])
+    assert values(tmp_path / "run") == {(4, "overall"): 0.2}
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: scores are in {tmp_path}/run/evals.jsonl alone: {tmp_path}/root/run: cannot be ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -294,7 +294,7 @@ def test_many_processes_may_write_scores_at_once(tmp_path):
         "import sys; from pathlib import Path; from sd3_jax import records\n"
         "for i in range(60):\n"
         "    row = {'step': i, 'name': sys.argv[2], 'group': 'g', 'value': 0.5}\n"
-        "    records.put_scores(Path(sys.argv[1]), [row], lambda row: (row['step'], row['name']))\n"
+        "    records.put_scores(Path(sys.argv[1]), [row])\n"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "evals.jsonl", name]) for name in "abc"]
     assert [writer.wait() for writer in writers] == [0, 0, 0]

@@ -219,7 +219,7 @@ def _evaluate_runs(
     return [
         {"run": names[run], **row}
         for run, own in due.items()
-        for row in records.read_scores(run / "evals.jsonl")[0]
+        for row in records.read_scores(run / records.SCORES)[0]
         if row.get("step") in own and any(evaluation.is_drawn_so(row, one) for one in asked[run])
         if row.get("reference") in (None, label)
     ]

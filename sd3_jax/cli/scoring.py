@@ -87,7 +87,7 @@ def geneval(
 
 def _recorded(pictures: Path, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], Path]:
     """Put scores beside those of whoever drew the pictures: a run or a pipeline, as settings say; else the folder."""
-    from sd3_jax import systems
+    from sd3_jax import records
     from sd3_jax.evaluate import write_scores
     from sd3_jax.evaluation import folders, pipelines
     from sd3_jax.evaluation.generate import Sampler
@@ -95,18 +95,18 @@ def _recorded(pictures: Path, rows: Sequence[dict[str, Any]]) -> tuple[list[dict
     if said := pipelines.drawn(pictures):
         rows, out = [{**row, **said} for row in rows], pictures.resolve().parent.parent
         write_scores(out, rows, whole=True)
-        return rows, out / systems.SCORES
+        return rows, out / records.SCORES
     try:
         run, drawn = folders.drawn_by(pictures)
     except UserError:
         next(folders.read_folder(pictures))  # or it is no folder of pictures
         write_scores(pictures, rows, whole=True)
-        return list(rows), pictures / systems.SCORES
+        return list(rows), pictures / records.SCORES
     names = {"sampler", *Sampler.__dataclass_fields__}
     said = {key: value for key, value in drawn.items() if key in names}
     rows = [{"step": drawn["step"], **row, **said, "prompt_list": drawn.get("prompts")} for row in rows]
     write_scores(run, rows, whole=True)
-    return rows, run / systems.SCORES
+    return rows, run / records.SCORES
 
 
 def leaderboard(
