@@ -11,6 +11,7 @@ from test_suites import SHADE, call, judged_by_shade, write_folder, write_pictur
 
 from analysis import leaderboard
 from sd3_jax import records, systems
+from sd3_jax.data import pretrained
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import between, compbench_files, features, pipelines, prompts, suites, weights
 from sd3_jax.evaluation.generate import Sampler
@@ -156,12 +157,12 @@ def test_all_files_that_settle_what_a_judge_says_are_in_its_digest(tmp_path: Pat
     names = ["model.safetensors", "config.json", "preprocessor_config.json", "merges.txt", "spiece.model"]
     for name in [*names, "README.md"]:
         (tmp_path / name).write_bytes(b"1")
-    before = weights.digest(weights.settling(tmp_path))
+    before = pretrained.digest(weights.settling(tmp_path))
     (tmp_path / "README.md").write_bytes(b"2")
-    assert weights.digest(weights.settling(tmp_path)) == before
+    assert pretrained.digest(weights.settling(tmp_path)) == before
     for name in names:
         (tmp_path / name).write_bytes(b"2")
-        assert (changed := weights.digest(weights.settling(tmp_path))) != before
+        assert (changed := pretrained.digest(weights.settling(tmp_path))) != before
         before = changed
 
 

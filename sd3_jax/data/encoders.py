@@ -11,53 +11,23 @@ out is what diffusers' ``StableDiffusion3Pipeline`` computes (``tests/test_encod
 - ``sentence``, any encoder like BERT: the last states, in which padding is masked; the pooled vector is their mean over
   the words.
 
-Weights are read from safetensors alone, never from a pickle, and nothing of a folder is executed. Every computation
-has the same shapes whatever is asked for, so what a picture or a caption becomes does not depend on its company.
+Every computation has the same shapes whatever is asked for, so what a picture or a caption becomes does not depend on
+its company.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from sd3_jax.data import pretrained
 from sd3_jax.data.examples import Autoencoder, Part
 from sd3_jax.data.frozen import ImageCodec, Running, TextEncoder
 from sd3_jax.errors import UserError
 
 LENGTH = 77  # tokens of each encoder, unless told otherwise (paper section 4)
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """Where a pipeline keeps an encoder, and which files its tokenizer is read from: the first that are there."""
-
-    kind: str
-    folder: str = ""  # in a pipeline of Stable Diffusion 3
-    tokenizer: str = ""
-    files: tuple[tuple[str, ...], ...] = ()
-
-
-_CLIP_FILES, _T5_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt")), (("tokenizer.json",), ("spiece.model",))
-_KINDS = {
-    "clip-l": _Kind("clip", "text_encoder", "tokenizer", _CLIP_FILES),
-    "clip-g": _Kind("clip", "text_encoder_2", "tokenizer_2", _CLIP_FILES),
-    "t5": _Kind("t5", "text_encoder_3", "tokenizer_3", _T5_FILES),
-    "sentence": _Kind("sentence", files=(("tokenizer.json",), ("vocab.txt",))),
-}
-NAMES = tuple(_KINDS)
-_VAE = _Kind("diffusers", "vae")
-
-
-class _Found(NamedTuple):
-    """What an encoder is loaded from."""
-
-    weights: Path
-    tokenizer: Path  # a folder; that of the weights for an autoencoder
 
 
 class _Text(NamedTuple):
@@ -76,18 +46,18 @@ def autoencoder(source: str, running: Running, moments: bool = True) -> ImageCod
     that holds none, or whose weights are not safetensors.
     """
     torch, library = _torch("diffusers"), _torch("diffusers", "diffusers")
-    found = _find(source, _VAE)
-    config = _config(found.weights)
+    found = pretrained.find(source, pretrained.VAE)
+    config = pretrained.configuration(found.weights)
     if config.get("_class_name") != "AutoencoderKL":
         raise UserError(f"{found.weights}: holds {config.get('_class_name', 'no autoencoder')}, not an AutoencoderKL")
-    digest = _digest(found.weights, "diffusion_pytorch_model")
+    files = pretrained.weights(found.weights, "diffusion_pytorch_model")
     device, dtype = _where(torch, running)
     net = _load(library.AutoencoderKL, found.weights, torch_dtype=dtype).to(device).eval()
     f = 2 ** (len(net.config.block_out_channels) - 1)
     described = Autoencoder(
         "diffusers",
         source,
-        digest,
+        pretrained.digest(files),
         net.config.latent_channels,
         f,
         float(net.config.shift_factor or 0.0),
@@ -111,7 +81,7 @@ def autoencoder(source: str, running: Running, moments: bool = True) -> ImageCod
 
 
 def text(name: str, source: str, length: int | None, running: Running) -> TextEncoder:
-    """One of ``NAMES``, from a folder with its tokenizer in it or beside it, a pipeline's folder, or a hub id.
+    """One of ``pretrained.NAMES``, from a folder with its tokenizer in or beside it, a pipeline's folder, or a hub id.
 
     ``length``: tokens; 77 unless given, or as many as the encoder has positions for. Longer captions are cut off.
     Raises UserError for a folder that holds no such encoder, or whose weights are not safetensors.
@@ -119,19 +89,18 @@ def text(name: str, source: str, length: int | None, running: Running) -> TextEn
     torch, library = _torch("transformers"), _torch("transformers", "transformers")
     library.logging.set_verbosity_error()
     library.logging.disable_progress_bar()
-    found = _find(source, _KINDS[name])
-    digest = _digest(found.weights, "model")
-    files = _tokenizer_files(found.tokenizer, name)
+    kind = pretrained.KINDS[name]
+    found = pretrained.find(source, kind)
+    digest = pretrained.digest(pretrained.weights(found.weights, "model"))
+    words = pretrained.describe(pretrained.tokenizer_files(found.tokenizer, name))
     device, dtype = _where(torch, running)
-    encoder = _TEXTS[_KINDS[name].kind](library, found.weights, name, device, dtype)
+    encoder = _TEXTS[kind.kind](library, found.weights, name, device, dtype)
     tokenizer = _tokenizer(library, found.tokenizer, name)
     longest = encoder.longest or length or LENGTH
     if length is not None and not 2 <= length <= longest:
         raise UserError(f"--text {name}={source}:{length}: tokens are 2 to {encoder.longest or 'any number'}")
     tokens = length or min(LENGTH, longest)
-    described = Part(
-        name, _KINDS[name].kind, source, digest, tokens, encoder.channels, encoder.pooled, tokenizer=_describe(files)
-    )
+    described = Part(name, kind.kind, source, digest, tokens, encoder.channels, encoder.pooled, tokenizer=words)
 
     def encode(texts: Sequence[str]) -> tuple[Float[np.ndarray, "b tokens channels"], Float[np.ndarray, "b pooled"]]:
         asked = tokenizer(list(texts), padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
@@ -143,10 +112,14 @@ def text(name: str, source: str, length: int | None, running: Running) -> TextEn
 
 # --- the text encoders ------------------------------------------------------------------------------------------
 def _clip(library: Any, folder: Path, name: str, device: Any, dtype: Any) -> _Text:
-    projected = name == "clip-g" or "CLIPTextModelWithProjection" in (_config(folder).get("architectures") or ())
+    projected = name == "clip-g" or "CLIPTextModelWithProjection" in (
+        pretrained.configuration(folder).get("architectures") or ()
+    )
     net = library.CLIPTextModelWithProjection if projected else library.CLIPTextModel
     config = _load(library.CLIPTextConfig, folder)
-    config.projection_dim = _config(folder).get("projection_dim", config.projection_dim)  # that of the whole CLIP
+    config.projection_dim = pretrained.configuration(folder).get(
+        "projection_dim", config.projection_dim
+    )  # that of the whole CLIP
     net = _load(net, folder, dtype=dtype, config=config).to(device).eval()
 
     def run(ids: Any, mask: Any) -> tuple[Any, Any]:
@@ -186,107 +159,12 @@ _TEXTS: dict[str, Callable[..., _Text]] = {"clip": _clip, "t5": _t5, "sentence":
 
 def _tokenizer(library: Any, folder: Path, name: str) -> Any:
     classes = {"clip": library.CLIPTokenizer, "t5": library.T5TokenizerFast}
-    tokenizer = _load(classes.get(_KINDS[name].kind, library.AutoTokenizer), folder)
+    tokenizer = _load(classes.get(pretrained.KINDS[name].kind, library.AutoTokenizer), folder)
     if name == "clip-g":  # some folders of it say otherwise, but it was trained, and is used, with zeros
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     if tokenizer.pad_token is None:
         raise UserError(f"{folder}: its tokenizer has no token for padding")
     return tokenizer
-
-
-# --- folders and files ------------------------------------------------------------------------------------------
-def _find(source: str, kind: _Kind) -> _Found:
-    """The folders of an encoder: ``source`` itself, or where a pipeline keeps it; from the hub if it is no folder."""
-    root = Path(source).expanduser()
-    if not root.is_dir():
-        root = _download(source, kind)
-    if kind.folder and (root / kind.folder / "config.json").is_file():
-        return _Found(root / kind.folder, root / (kind.tokenizer or kind.folder))
-    if not (root / "config.json").is_file():
-        raise UserError(
-            f"{root}: holds no config.json of an encoder" + f", nor one in {kind.folder}/" * bool(kind.folder)
-        )
-    beside = root.parent / root.name.replace("text_encoder", "tokenizer")
-    inside = any(all((root / name).is_file() for name in files) for files in kind.files)
-    return _Found(root, root if inside or not beside.is_dir() else beside)
-
-
-def _download(source: str, kind: _Kind) -> Path:
-    """The folder of the hub's cache with what this encoder needs of a repository."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
-
-    huggingface_hub.logging.set_verbosity_error()  # it tells each attempt; what comes of them is said below
-    names = ("config.json", "*.safetensors", "*.safetensors.index.json")
-    words = ("tokenizer*.json", "vocab.*", "merges.txt", "spiece.model", "special_tokens_map.json")
-    try:
-        try:
-            huggingface_hub.hf_hub_download(source, "model_index.json")
-            wanted = [f"{kind.folder}/{name}" for name in names] + [f"{kind.tokenizer}/{name}" for name in words]
-        except LocalEntryNotFoundError:  # offline, and not in the cache
-            wanted = [*names, *words]
-        except EntryNotFoundError:
-            wanted = [*names, *words]
-        folder = huggingface_hub.snapshot_download(
-            source, allow_patterns=wanted, ignore_patterns=["*.fp16*", "*.bf16*"]
-        )
-    except (OSError, ValueError, HFValidationError) as error:
-        raise UserError(f"{source}: is no folder, and the hub does not give it ({_line(error)})") from None
-    return Path(folder)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise UserError(f"{folder / 'config.json'}: is not the configuration of an encoder")
-    return tree
-
-
-def _digest(folder: Path, stem: str) -> str:
-    """SHA-256 of the bytes of the files of weights, in the order of their names."""
-    total = hashlib.sha256()
-    for path in _weights(folder, stem):
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                total.update(block)
-    return total.hexdigest()[:16]
-
-
-def _weights(folder: Path, stem: str) -> list[Path]:
-    """The files that transformers and diffusers read weights from. Raises UserError where they would read a pickle."""
-    index = folder / f"{stem}.safetensors.index.json"
-    names = [f"{stem}.safetensors"]
-    if not (folder / names[0]).is_file() and index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            wrong = [name for name in names if Path(name).name != name]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            wrong = [index.name]
-        if wrong:
-            raise UserError(f"{index}: does not name the files of weights beside it")
-    lacking = [name for name in names if not (folder / name).is_file()]
-    if lacking:
-        pickles = sorted(path.name for ending in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{ending}"))
-        said = f"; {pickles[0]} is a pickle, which could run anything: save it as safetensors" if pickles else ""
-        raise UserError(f"{folder}: {lacking[0]} is not there{said}")
-    return [folder / name for name in names]
-
-
-def _tokenizer_files(folder: Path, name: str) -> list[Path]:
-    """The files that a tokenizer is read from."""
-    for files in _KINDS[name].files:
-        if all((folder / file).is_file() for file in files):
-            return [folder / file for file in files]
-    expected = " or ".join(" and ".join(files) for files in _KINDS[name].files)
-    raise UserError(f"{folder}: holds no tokenizer of {name}, which has {expected}")
-
-
-def _describe(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    return f"{'+'.join(path.name for path in files)} {digest[:16]}"
 
 
 # --- torch ------------------------------------------------------------------------------------------------------
@@ -311,7 +189,7 @@ def _where(torch: Any, running: Running) -> tuple[Any, Any]:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {running.device}: cannot be used ({_line(error)})") from None
+        raise UserError(f"--device {running.device}: cannot be used ({pretrained.first_line(error)})") from None
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     return device, getattr(torch, running.dtype)
@@ -328,17 +206,13 @@ def _load(net: Any, folder: Path, unused: str = "", **options: Any) -> Any:
     try:
         loaded = net.from_pretrained(str(folder), local_files_only=True, **options)
     except Exception as error:  # they raise all sorts of things for files that are damaged
-        raise UserError(f"{folder}: is no {net.__name__} ({_line(error)})") from None
+        raise UserError(f"{folder}: is no {net.__name__} ({pretrained.first_line(error)})") from None
     if not weights:
         return loaded
     made, info = loaded
     if lacking := sorted(key for key in info.get("missing_keys", ()) if not (unused and key.startswith(unused))):
         raise UserError(f"{folder}: is no {net.__name__}: its weights lack {lacking[0]} (and {len(lacking) - 1} more)")
     return made
-
-
-def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def _in_batches(torch: Any, batch: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

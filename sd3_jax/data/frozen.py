@@ -146,11 +146,11 @@ def load_text(spec: str, running: Running = RUNNING) -> TextEncoder:
         if not 1 <= tokens <= 4096 or not 1 <= channels <= 65536:
             raise UserError(f"--text {spec}: tokens are 1 to 4096, and channels 1 to 65536")
         return word_encoder(tokens, channels)
-    from sd3_jax.data import encoders
+    from sd3_jax.data import encoders, pretrained
 
     name, equals, source = spec.partition("=")
-    if not equals or name not in encoders.NAMES:
-        names = ", ".join(encoders.NAMES)
+    if not equals or name not in pretrained.NAMES:
+        names = ", ".join(pretrained.NAMES)
         raise UserError(f"--text {spec}: is neither words:16x64 nor NAME=FOLDER, NAME one of {names}")
     place, colon, length = source.rpartition(":")
     if colon and length.isdigit():

@@ -27,7 +27,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from safetensors.numpy import load_file
 
-from sd3_jax.data import pictures
+from sd3_jax.data import pictures, pretrained
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import efficientnet, fidelity, inception, legacy, weights
 
@@ -129,7 +129,7 @@ def _network(
             found.append(np.asarray(compute(given, filled))[: len(own)])
         return np.concatenate(found)
 
-    return Extractor(kind, weights.digest([file]), embed)
+    return Extractor(kind, pretrained.digest([file]), embed)
 
 
 # --- transformers ---------------------------------------------------------------------------------------------------
@@ -159,4 +159,4 @@ def _transformers(kind: str, folder: Path) -> Extractor:
             rows.append(getattr(out, "pooler_output", out).float().cpu().numpy())
         return np.concatenate(rows)
 
-    return Extractor(kind, weights.digest(weights.settling(folder)), embed, texts if kind == "clip" else None)
+    return Extractor(kind, pretrained.digest(weights.settling(folder)), embed, texts if kind == "clip" else None)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from sd3_jax.data import pretrained
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import folders, generate, weights
 from sd3_jax.evaluation import prompts as asked
@@ -52,7 +53,7 @@ def settings(folder: Path, steps: int, guidance: float, seed: int, without: Sequ
         raise UserError(f"{folder}: without t5: {name} has no T5 that it can do without, as SD3's text_encoder_3 is")
     return {
         "pipeline": name,
-        "model": weights.digest([folder / INDEX, *(file for part in parts for file in weights.settling(part))]),
+        "model": pretrained.digest([folder / INDEX, *(file for part in parts for file in weights.settling(part))]),
         "sampler": sampler,
         "steps": steps,
         "guidance": guidance,

@@ -1,6 +1,5 @@
 """Networks of others, read from local folders by transformers: safetensors alone, and nothing of a folder is run."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +15,6 @@ class Loaded(NamedTuple):
     transformers: Any
     net: Any
     device: Any
-
-
-def digest(files: Sequence[Path]) -> str:
-    """Of the bytes of files, in the order that they are given in: sixteen hex digits."""
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                total.update(block)
-    return total.hexdigest()[:16]
 
 
 def settling(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sd3_jax.data import pretrained
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import compbench, compbench_prompts, features, weights
 from sd3_jax.evaluation.compbench import Senses
@@ -47,7 +48,7 @@ def compbench_scorer(category: str, folders: Mapping[str, Path]) -> Scorer:
     def score(images: Images, prompts: Sequence[Mapping[str, Any]]) -> list[Any]:
         return [compbench.score(category, *pair, senses, parse) for pair in zip(images, prompts, strict=True)]
 
-    digests = [weights.digest(weights.settling(path)) for path in paths.values()]
+    digests = [pretrained.digest(weights.settling(path)) for path in paths.values()]
     read = [] if category in ("numeracy", "non_spatial") else [parse.name]
     return Scorer(_name(category, folders), ":".join([str(compbench.VERSION), *read, *digests]), score)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from sd3_jax.data import pretrained
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import coco, features, weights
 from sd3_jax.evaluation import geneval as rules
@@ -52,7 +53,7 @@ def geneval(mask2former: Path, clip: Path) -> Scorer:
     ``clip``: one with a CLIP, GenEval's being ViT-L/14 of OpenAI. Raises UserError for other folders.
     """
     find, judge = load_mask2former(mask2former), features.load(f"clip={clip}")
-    digests = weights.digest(weights.settling(mask2former)), judge.digest
+    digests = pretrained.digest(weights.settling(mask2former)), judge.digest
     tell = color_teller(judge)
 
     def score(images: Images, prompts: Sequence[Mapping[str, Any]]) -> list[Any]:

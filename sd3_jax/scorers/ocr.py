@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sd3_jax.data import pretrained
 from sd3_jax.errors import UserError
-from sd3_jax.evaluation import typography, weights
+from sd3_jax.evaluation import typography
 from sd3_jax.evaluation.scorer import Scorer
 
 VERSION = 1  # of the rules here and of typography's
@@ -38,7 +39,7 @@ def ocr() -> Scorer:
             raise UserError(
                 f"ocr: {missing[0]} is not there: another rapidocr is needed (3.10)"
             )  # or it would fetch it
-        digest = weights.digest(list(files.values()))
+        digest = pretrained.digest(list(files.values()))
         onnxruntime.set_default_logger_severity(3)
         paths = {f"{part}.model_path": str(path) for part, path in files.items()}
         engine = rapidocr.RapidOCR(params={"Global.log_level": "critical", "Global.use_cls": False, **paths})

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from sd3_jax.data import pretrained
 from sd3_jax.errors import UserError
 from sd3_jax.evaluation import weights
 from sd3_jax.evaluation.scorer import BATCH, Images
@@ -26,7 +27,7 @@ Theirs = tuple[str, Callable[[Any], Any]]  # the released name of a tensor of ou
 
 def digest(folder: Path) -> str:
     """Of a folder's weights, configuration and vocabulary, and of the version of these rules."""
-    return f"{RULES}:{weights.digest(weights.settling(folder))}"
+    return f"{RULES}:{pretrained.digest(weights.settling(folder))}"
 
 
 def tensors_of(folder: Path, called: str) -> tuple[Path, dict[str, Any]]:
