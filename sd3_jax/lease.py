@@ -10,7 +10,9 @@ do alone; so nobody takes a run over twice, and a claim is never taken back. A p
 and woken finds a higher number than its own: :func:`check`, which precedes whatever it writes, says so, and it ends.
 
 Clocks of different machines are not compared: a claim is dead once this process has seen it unchanged for
-LEASE_SECONDS of its own time, or at once if its holder was a process of this machine that is gone.
+LEASE_SECONDS of its own time, or at once if its holder was a process of this machine that is gone. A claim that one
+process makes and another works under (:func:`adopt`) is not over with the second: the first has yet to say how it
+ended, and gives it up then. Only if that is gone too is it.
 """
 
 import json
@@ -40,6 +42,7 @@ class Lease:
 
     run_dir: Path
     number: int
+    keeper: dict[str, Any] | None = None  # the process that gives it up, if it is not the one that works under it
 
     @property
     def path(self) -> Path:
@@ -62,10 +65,11 @@ class Watch:
 
     def is_alive(self, run_dir: Path) -> bool:
         """Whether a process holds the run; of a claim seen for the first time it is assumed."""
+        now = time.monotonic()  # before the look: a claim that was not written to since was silent at least so long
         claim = newest(run_dir)
         if claim is None or claim.get("given_up") or _is_gone(claim):
             return False
-        mark, now = tuple(claim.get(key) for key in ("number", "pid", "beat")), time.monotonic()
+        mark = tuple(claim.get(key) for key in ("number", "pid", "beat"))
         if self.seen.get(run_dir, (None, 0.0))[0] != mark:
             self.seen[run_dir] = (mark, now)
         return now - self.seen[run_dir][1] < LEASE_SECONDS
@@ -137,7 +141,9 @@ def claim_patiently(run_dir: Path) -> Lease | None:
 
 def adopt(run_dir: Path, number: int) -> Lease:
     """Take over the claim that the process which started this one has made for it. Raises LeaseLost if it is past."""
-    own = Lease(run_dir, number)
+    found = _read(_path(run_dir, number)) or {}
+    keeper = {key: found.get(key) for key in ("pid", "born")}
+    own = Lease(run_dir, number, keeper if keeper["pid"] not in (None, os.getpid()) else None)
     own.check()
     return own
 
@@ -156,13 +162,14 @@ def holder(run_dir: Path) -> str:
 
 @contextmanager
 def held(lease: Lease) -> Iterator[Lease]:
-    """Keep a claim alive from a thread of its own while the block runs, then give it up."""
+    """Keep a claim alive from a thread of its own while the block runs, then give it up, if its keeper is not to."""
     # Its own file and no path: whatever happened meanwhile, a process that wakes writes to nobody else's claim.
     with open(lease.path, "r+") as file:
         over = threading.Event()
+        kept = {"keeper": lease.keeper} if lease.keeper else {}
 
         def beat(number: int, given_up: bool = False) -> None:
-            text = json.dumps(_self(number) | ({"given_up": True} if given_up else {}))
+            text = json.dumps(_self(number) | kept | ({"given_up": True} if given_up else {}))
             file.seek(0)
             file.write(text + "\n")
             file.truncate()
@@ -184,7 +191,7 @@ def held(lease: Lease) -> Iterator[Lease]:
             over.set()
             thread.join()
             with suppress(OSError):
-                beat(-1, given_up=True)
+                beat(-1, given_up=not (lease.keeper and _runs(lease.keeper)))
 
 
 def _path(run_dir: Path, number: int) -> Path:
@@ -238,10 +245,16 @@ def _born(pid: int) -> int | None:
 
 
 def _is_gone(claim: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that no longer runs."""
-    if claim.get("machine") != _machine() or not isinstance(claim.get("pid"), int):
+    """Whether the holder was a process of this machine that no longer runs, and its keeper, if it has one, too."""
+    if claim.get("machine") != _machine():
         return False
-    return _born(claim["pid"]) != claim.get("born")
+    return not _runs(claim) and not ("keeper" in claim and _runs(claim["keeper"]))
+
+
+def _runs(process: Any) -> bool:
+    """Whether a process of this machine runs; one that no number is known of may."""
+    known = isinstance(process, dict) and isinstance(process.get("pid"), int)
+    return not known or _born(process["pid"]) == process.get("born")
 
 
 def _user(uid: int) -> str:

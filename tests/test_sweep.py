@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -42,11 +43,11 @@ TRAINER = textwrap.dedent(
     holding = ExitStack()
     holding.enter_context(lease.held(lease.adopt(run_dir, int(os.environ["SD3_JAX_LEASE"]))))
     order = lambda word: (control / f"{word}-{run_dir.name}").exists()
-    with open(control / "starts", "a") as file:
-        file.write(json.dumps({"cell": run_dir.name, "parent": parent, "cpus": os.environ.get("SD3_JAX_CPUS")}) + "\\n")
     with open(run_dir / "lives.jsonl", "a") as file:
         file.write("{}\\n")
-    print("at work")
+    print("at work", flush=True)
+    with open(control / "starts", "a") as file:  # whoever sees this finds all that is before it
+        file.write(json.dumps({"cell": run_dir.name, "parent": parent, "cpus": os.environ.get("SD3_JAX_CPUS")}) + "\\n")
     if order("crash"):
         sys.exit("Traceback ...\\nValueError: no good\\nsome last words")
     if order("diverge"):
@@ -93,7 +94,12 @@ DRIVER = textwrap.dedent(
 
 @pytest.fixture
 def bench(tmp_path):
-    return Bench(tmp_path)
+    made = Bench(tmp_path)
+    yield made
+    release(made)  # of a test that failed, too: nothing is left at work
+    for process in made.drivers:
+        process.kill()
+        process.communicate()
 
 
 class Bench:
@@ -101,6 +107,7 @@ class Bench:
 
     def __init__(self, path: Path):
         self.path, self.runs, self.control = path, path / "runs", path / "control"
+        self.drivers: list[subprocess.Popen] = []
         self.control.mkdir()
         (path / "exp.py").write_text(EXPERIMENT)
         (path / "trainer.py").write_text(TRAINER)
@@ -136,7 +143,8 @@ class Bench:
     def driver(self, workers: int = 2, **environ: str) -> subprocess.Popen:
         files = [self.path / name for name in ("driver.py", "s.yaml", "runs", "trainer.py", "control")]
         argv = [sys.executable, *map(str, files), str(workers)]
-        return subprocess.Popen(argv, env={**os.environ, **environ}, stderr=subprocess.PIPE, text=True)
+        self.drivers.append(subprocess.Popen(argv, env={**os.environ, **environ}, stderr=subprocess.PIPE, text=True))
+        return self.drivers[-1]
 
     def states(self) -> dict[str, str]:
         return {cell.name: status.read_state(cell, self.runs).state for cell in self.cells()}
@@ -332,6 +340,19 @@ def test_two_runners_share_a_sweep_and_run_no_cell_twice(bench):
     assert set(bench.states().values()) == {"done"}
 
 
+@pytest.mark.parametrize("order, why", [("crash", "ValueError: no good"), ("diverge", "loss is not finite at step 7")])
+def test_two_runners_try_a_cell_that_fails_once(bench, order, why):
+    """Between its end and the word that it has failed, nobody else may take it for one that is free."""
+    bench.sweep("cells: [{model.depth: 2, seed: [0, 1, 2, 3]}]")
+    bench.order(*(f"{order}-d02-s{seed}" for seed in range(4)))
+    runners = [bench.driver() for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in runners]
+    assert [process.returncode for process in runners] == [1, 1], errors
+    assert sorted(bench.started()) == [f"d02-s{seed}" for seed in range(4)]
+    assert {(bench.runs / f"d02-s{seed}" / "FAILED").read_text() for seed in range(4)} == {f"{why}\n"}
+    assert "taken over" not in "".join(errors)
+
+
 def test_a_cell_that_another_worker_finishes_as_it_is_claimed_is_not_run(bench, monkeypatch):
     (cell,) = bench.sweep("cells: [{model.depth: 2}]")
     runner.prepare([cell], bench.runs)
@@ -416,8 +437,9 @@ def test_a_silent_holder_is_stalled(bench, monkeypatch):
     runner.prepare([cell], bench.runs)
     own = lease.claim(bench.runs / cell.name, Watch())
     assert bench.states() == {cell.name: "running"}
-    claim = json.loads(own.path.read_text())
-    own.path.write_text(json.dumps(claim | {"uptime": claim["uptime"] - 1000}))
+    claim, now = json.loads(own.path.read_text()), time.monotonic()
+    own.path.write_text(json.dumps(claim | {"uptime": now - 1000}))
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
     state = status.read_state(cell, bench.runs)
     assert state.state == "stalled"
     assert "has been silent for 1000 s" in state.why
