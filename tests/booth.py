@@ -65,7 +65,7 @@ class Site(NamedTuple):
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str | None) -> Reply:
         given = {"Host": f"127.0.0.1:{self.port}"} | {key.replace("_", "-"): value for key, value in headers.items()}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             for key, value in given.items():

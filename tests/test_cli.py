@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -323,12 +325,15 @@ def test_ctrl_c_is_130(sd3, monkeypatch):
 
 
 def test_train_refuses_a_run_that_another_process_holds(sd3, tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.6)
     config = resolve(experiments.load_experiment("scenes_cpu"))
     records.open_run(tmp_path / "r", config)
     own = lease.claim(tmp_path / "r", lease.Watch())
-    with lease.held(own):
-        status, _, errors = sd3("train", "scenes_cpu", "--run", "r")
+
+    def beat_meanwhile(seconds):
+        own.path.write_text(json.dumps(lease._self(1)))
+
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=time.monotonic, sleep=beat_meanwhile))
+    status, _, errors = sd3("train", "scenes_cpu", "--run", "r")
     assert status == 75
     assert f"process {os.getpid()} of " in errors
     assert "is running this run" in errors

@@ -573,14 +573,13 @@ def test_stopping_the_submission_stops_its_workers(work):
     (work / "worker.py").write_text(WORKER)
     process = subprocess.Popen([sys.executable, "-c", STOPPED, FILE])
     try:
-        while not (work / "starts.jsonl").exists():
+        while not (started := records.read_rows(work / "starts.jsonl")[0]):
             assert process.poll() is None
             time.sleep(0.05)
         process.terminate()
         assert process.wait(timeout=60) == 42
     finally:
         process.kill()
-    started = records.read_rows(work / "starts.jsonl")[0]
     with pytest.raises(ProcessLookupError):
         os.kill(started[0]["pid"], 0)
 

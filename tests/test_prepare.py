@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -441,10 +440,10 @@ def test_the_documented_bytes_are_those_of_the_format() -> None:
 
 
 # --- the command, killed --------------------------------------------------------------------------------------------
-def command(source: Path, out: Path, *more: str) -> list[str]:
-    """The command in a process of its own, with small chunks."""
-    code = "from sd3_jax.data import prepare, sources; sources.CHUNK, prepare.PIECE = 20, 8"
-    code += "; from sd3_jax.cli import main; main()"
+def command(source: Path, out: Path, *more: str, before: str = "") -> list[str]:
+    """The command in a process of its own, with small chunks; ``before``: code that is run first."""
+    code = "from sd3_jax.data import prepare, sources; sources.CHUNK, prepare.PIECE = 20, 8\n"
+    code += before + "\nfrom sd3_jax.cli import main; main()"
     told = [
         "prepare",
         str(source),
@@ -460,17 +459,27 @@ def command(source: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-c", code, *told]
 
 
+DYING = """
+import os, signal, threading
+from sd3_jax import records
+
+write = records.write_atomic
+def write_and_die(path, *rest):
+    write(path, *rest)
+    if path.parent.name == ".pieces":
+        threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGKILL)).start()
+records.write_atomic = write_and_die
+"""
+
+
 def killed(source: Path, out: Path, times: int) -> None:
-    numbers, done = random.Random(0), 0
-    for _ in range(times):
-        started = subprocess.Popen(command(source, out), stderr=subprocess.DEVNULL, start_new_session=True)
-        pieces = len(list(out.glob(".pieces/*.json")))
-        while started.poll() is None and len(list(out.glob(".pieces/*.json"))) == pieces:
-            time.sleep(0.001)
-        time.sleep(numbers.random() * 0.01)
-        os.killpg(started.pid, signal.SIGKILL)
-        done += started.wait() == 0
-    assert done == 0, "it was over before it was killed"
+    """The command, killed again and again, each time a moment after its first piece; and once to its end."""
+    numbers = random.Random(0)
+    for life in range(times):
+        dying = DYING.format(delay=numbers.random() * 0.01)
+        ended = subprocess.run(command(source, out, before=dying), stderr=subprocess.DEVNULL)
+        assert ended.returncode == -signal.SIGKILL
+        assert len(list(out.glob(".pieces/*.json"))) > life
     assert not (out / "manifest.json").exists()
     subprocess.run(command(source, out), check=True, capture_output=True)
 

@@ -52,17 +52,30 @@ def history(run_dir: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in timing} for row in rows]
 
 
+# Killed at any moment once the third checkpoint is there.
+DYING = """
+import os, pathlib, signal, sys, threading, time
+
+def die():
+    while not (checkpoints / "3").exists():
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints = pathlib.Path(sys.argv[-1]) / "checkpoints"
+threading.Thread(target=die, daemon=True).start()
+from sd3_jax.cli import main
+main(sys.argv[1:])
+"""
+
+
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path) -> None:
     config = tiny(steps=12, checkpoint_seconds=0.0)  # a checkpoint after every step
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(command(config, whole, tmp_path), env=ENVIRON, check=True, capture_output=True)
 
-    process = subprocess.Popen(command(config, broken, tmp_path), env=ENVIRON, stdout=subprocess.DEVNULL)
-    while 3 not in (saved := checkpoint.saved_steps(broken / "checkpoints")) and max(saved, default=0) < 3:
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    dying = [sys.executable, "-c", DYING, *command(config, broken, tmp_path)[3:]]
+    killed = subprocess.run(dying, env=ENVIRON, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert records.status(broken) == "started"
     with open(broken / "metrics.jsonl", "a") as file:
         file.write('{"split": "train", "step": 9')  # and its last line is half a line

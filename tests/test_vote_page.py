@@ -136,13 +136,13 @@ class Rater:
 
     def wait(self, after: str = "") -> str:
         """The pair that is shown once it can be answered, and is not the one ``after`` which it comes; or "done"."""
-        self.page.wait_for_selector(f'{READY}:not([data-ready="{after}"])', timeout=10_000)
+        self.page.wait_for_selector(f'{READY}:not([data-ready="{after}"])')
         self.page.clock.fast_forward(300)  # a second key so soon would be taken for part of the first
         return self.page.get_attribute("body", "data-ready")
 
     def sent(self) -> None:
         """Once the server has every vote: the page goes on before it has."""
-        self.page.wait_for_selector("#unsaved:empty", state="attached", timeout=10_000)
+        self.page.wait_for_selector("#unsaved:empty", state="attached")
 
     def shown(self) -> tuple[str, str]:
         """The tokens of the pictures, left and right."""

@@ -276,7 +276,7 @@ def test_the_command_serves_until_it_is_stopped_and_the_votes_are_read(pictures)
             assert site.post(answer_to(ballot, item, "left")).status == 200
         assert b"Results of the vote" in site.get("/results").body
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "3 answers in votes.jsonl" in out
         assert err == ""
