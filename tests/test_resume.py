@@ -26,7 +26,7 @@ from sd3_jax.train import Diverged, train
 from sd3_jax.training import checkpoint, sharding
 from sd3_jax.training.step import make_init
 
-ENVIRON = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+ENVIRON = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}  # one device
 
 
 def command(config: RunConfig, run_dir: Path, folder: Path) -> list[str]:
@@ -69,7 +69,7 @@ main(sys.argv[1:])
 
 
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path) -> None:
-    config = tiny(steps=12, checkpoint_seconds=0.0)  # a checkpoint after every step
+    config = tiny(steps=7, checkpoint_seconds=0.0)  # a checkpoint after every step
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(command(config, whole, tmp_path), env=ENVIRON, check=True, capture_output=True)
 
@@ -83,7 +83,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tmp_path: Path) -> No
     subprocess.run(command(config, broken, tmp_path), env=ENVIRON, check=True, capture_output=True)
     lives, _ = records.read_rows(broken / "lives.jsonl")
     assert len(lives) == 2
-    assert 3 <= lives[1]["resumed_from"] < 12
+    assert 3 <= lives[1]["resumed_from"] < 7
     assert history(broken) == history(whole)
     for ours, theirs in zip(final_state(broken), final_state(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)

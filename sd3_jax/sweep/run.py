@@ -221,7 +221,7 @@ def _settle(child: _Child, runs_dir: Path, book: _Book) -> None:
 
 
 def _stop(book: _Book) -> None:
-    """Ask the cells that still run to end; insist after a while."""
+    """Ask the cells that still run to end, insist after a while, and let them go."""
     for request in (signal.SIGTERM, signal.SIGKILL):
         for child in book.running.values():
             if child.process.poll() is None:
@@ -230,6 +230,9 @@ def _stop(book: _Book) -> None:
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline and any(child.process.poll() is None for child in book.running.values()):
             time.sleep(0.05)
+    for child in book.running.values():
+        if child.process.poll() is not None:
+            lease.give_up(child.claim)  # for another machine to go on at once
 
 
 def by_priority(cells: Sequence[Cell]) -> list[Cell]:
