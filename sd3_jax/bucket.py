@@ -5,6 +5,7 @@ With ``checkpoint_root: gs://bucket/sweep`` the checkpoints of ``runs/sweep/d24-
 is none without its rows; a machine that has none of them, or older ones, takes them from there before it goes on.
 """
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,16 +93,21 @@ def put_scores(run_dir: Path, rows: Sequence[Mapping[str, Any]], whole: bool = F
 
     Where they cannot be written there now, a note says so. ``run_dir`` may be a folder of pictures: it has no other.
     """
-    there = None
     try:
-        if (run_dir / "config.json").exists() and (there := _place(run_dir, records.load_config(run_dir))):
-            with TemporaryDirectory() as temporary, _reachable(there):
-                source = there if (there / records.SCORES).exists() else run_dir
-                copy = Path(temporary) / records.SCORES
-                copy.write_bytes((source / records.SCORES).read_bytes())
-                records.put_scores(copy, rows, whole)
-                there.mkdir(parents=True, exist_ok=True)
-                _write(there / records.SCORES, copy.read_bytes())
+        config = records.load_config(run_dir)
+    except UserError:  # no run
+        return
+    try:
+        there = _place(run_dir, config)
+        if there is None:
+            return
+        with TemporaryDirectory() as temporary, _reachable(there):
+            source = there if (there / records.SCORES).exists() else run_dir
+            copy = Path(temporary) / records.SCORES
+            copy.write_bytes((source / records.SCORES).read_bytes())
+            records.put_scores(copy, rows, whole)
+            there.mkdir(parents=True, exist_ok=True)
+            _write(there / records.SCORES, copy.read_bytes())
     except (Stopped, UserError) as error:
         print(f"note: scores are in {run_dir / records.SCORES} alone: {error}", file=sys.stderr)
 
@@ -114,7 +120,8 @@ def _take_scores(there: Path, run_dir: Path, last: int) -> None:
         copy = Path(temporary) / records.SCORES
         copy.write_bytes((there / records.SCORES).read_bytes())
         rows = [row for row in records.read_scores(copy)[0] if row.get("step", 0) <= last]
-    if rows:
+    known = {json.dumps(row, sort_keys=True) for row in records.read_scores(run_dir / records.SCORES)[0]}
+    if any(json.dumps(row, sort_keys=True) not in known for row in rows):  # a run that is done may be read alone
         records.put_scores(run_dir / records.SCORES, rows, whole=True)
 
 

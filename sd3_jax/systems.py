@@ -49,9 +49,8 @@ def find(path: Path, sampler: Sampler, step: int | None = None, out: Path | None
 
 def _holds_no_other(out: Path, path: Path) -> None:
     """Raises UserError if the scores in ``out`` are of another target: a directory's scores are of one system."""
-    others = {row["target"] for row in records.read_scores(out / records.SCORES)[0] if "target" in row} - {
-        str(path.resolve())
-    }
+    known = records.read_scores(out / records.SCORES)[0]
+    others = {row["target"] for row in known if "target" in row} - {str(path.resolve())}
     if others:
         raise UserError(f"--out {out}: has the scores of {min(others)}; name another directory for those of {path}")
 

@@ -285,6 +285,29 @@ def test_votes_wait_for_a_server_that_is_away_and_are_counted_once(rater, site) 
     assert "2 of 7 answered" in ann.text("#count")
 
 
+def test_pictures_that_come_to_be_lost_after_the_vote_was_saved_are_asked_for_again(rater, site) -> None:
+    ann, asked, held, back = rater(site.url, "ann"), set(), [], False
+
+    def hold(route: Any) -> None:
+        asked.add(route.request.url)
+        if len(asked) > 2 and not back:  # of the pair after the first
+            held.append(route)
+        else:
+            route.continue_()
+
+    ann.page.route("**/picture/*", hold)
+    ann.enter()
+    before = ann.page.get_attribute("body", "data-ready")
+    ann.page.keyboard.press("ArrowLeft")
+    ann.sent()
+    assert held
+    back = True
+    for route in held:
+        route.abort()
+    ann.wait(before)
+    assert not ann.page.locator(".lost:visible").count()
+
+
 def test_a_picture_that_is_lost_can_only_be_skipped(rater, site, pictures) -> None:
     for picture in (pictures / "beta").iterdir():
         picture.unlink()
