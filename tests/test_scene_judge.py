@@ -18,6 +18,10 @@ from sd3_jax.experiments import load_experiment
 from sd3_jax.overlays import resolve
 
 SETTINGS = {"scenes_cpu": 200, "scenes_gpu": 100}  # scenes of each task, of 24 px on a grid and of 64 px placed freely
+settings = pytest.mark.parametrize(
+    "name",
+    ["scenes_cpu", pytest.param("scenes_gpu", marks=pytest.mark.slow)],  # seconds for each task at 64 px
+)
 SEED = 20261124  # of these tests alone: the judge was made looking at others
 
 
@@ -142,7 +146,7 @@ def wrong_prompts(prompt: dict, data: DataConfig) -> list[dict]:
     return found
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@settings
 @pytest.mark.parametrize("task", composition.TASKS)
 def test_scenes_with_one_attribute_wrong_are_refused(name, task) -> None:
     data = setting(name).data
@@ -157,7 +161,7 @@ def test_scenes_with_one_attribute_wrong_are_refused(name, task) -> None:
         assert np.mean(verdicts) <= 0.005
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@settings
 @pytest.mark.parametrize("task", composition.TASKS)
 def test_garbage_is_refused(name, task) -> None:
     data = setting(name).data
@@ -170,7 +174,7 @@ def test_garbage_is_refused(name, task) -> None:
         assert accepted(asked, garbage, data) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@settings
 @pytest.mark.parametrize("task", composition.TASKS)
 def test_blends_are_refused(name, task) -> None:
     data = setting(name).data
