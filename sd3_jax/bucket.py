@@ -3,6 +3,7 @@
 With ``checkpoint_root: gs://bucket/sweep`` the checkpoints of ``runs/sweep/d24-s0`` are below
 ``gs://bucket/sweep/d24-s0``. Records are written locally, and copied there whole before every checkpoint, so that there
 is none without its rows; a machine that has none of them, or older ones, takes them from there before it goes on.
+Scores may be written by any machine: they go there as soon as they are written here, and those there are the newer.
 """
 
 import json

@@ -21,9 +21,7 @@ cells:
 def sd3_jax(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sd3_jax.cli", *arguments]
     env = {key: value for key, value in os.environ.items() if key != "COLUMNS"}  # full width
-    env["XLA_FLAGS"] = (
-        "--xla_backend_optimization_level=0"  # one device; a few steps are worth no optimised compilation
-    )
+    env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # one device; a few steps are not worth optimising
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
 
 

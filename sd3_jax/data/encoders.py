@@ -112,14 +112,11 @@ def text(name: str, source: str, length: int | None, running: Running) -> TextEn
 
 # --- the text encoders ------------------------------------------------------------------------------------------
 def _clip(library: Any, folder: Path, name: str, device: Any, dtype: Any) -> _Text:
-    projected = name == "clip-g" or "CLIPTextModelWithProjection" in (
-        pretrained.configuration(folder).get("architectures") or ()
-    )
+    said = pretrained.configuration(folder)
+    projected = name == "clip-g" or "CLIPTextModelWithProjection" in (said.get("architectures") or ())
     net = library.CLIPTextModelWithProjection if projected else library.CLIPTextModel
     config = _load(library.CLIPTextConfig, folder)
-    config.projection_dim = pretrained.configuration(folder).get(
-        "projection_dim", config.projection_dim
-    )  # that of the whole CLIP
+    config.projection_dim = said.get("projection_dim", config.projection_dim)  # that of the whole CLIP
     net = _load(net, folder, dtype=dtype, config=config).to(device).eval()
 
     def run(ids: Any, mask: Any) -> tuple[Any, Any]:
